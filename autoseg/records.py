@@ -1,0 +1,150 @@
+"""Frozen dataclasses to JSON and back: strict, versioned, atomic.
+
+Reading checks every field and reports all problems of a file at once, each with its path inside the file. Writing
+goes to a temporary file in the same folder and is renamed, so that a reader sees the old file or the new one.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import cattrs
+
+from autoseg.errors import RecordError, ResourceError, joined
+
+R = TypeVar("R")
+
+
+def _converter() -> cattrs.Converter:
+    converter = cattrs.Converter(forbid_extra_keys=True, detailed_validation=True)
+    for kind in (int, float, str, bool):
+        converter.register_structure_hook(kind, _strict(kind))
+    return converter
+
+
+def _strict(kind: type) -> Any:
+    # cattrs converts by calling the type: int("3") and int(2.7) would pass unnoticed.
+    def structure(value: Any, _: Any) -> Any:
+        if kind is float and isinstance(value, int) and not isinstance(value, bool):
+            return float(value)
+        if kind is float and value is None:
+            return math.nan
+        if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+            raise ValueError(f"expected {kind.__name__}, found {value!r}")
+        return value
+
+    return structure
+
+
+_CONVERTER = _converter()
+
+
+def to_json(record: Any) -> str:
+    """A record as indented JSON; NaN becomes null, because JSON has no NaN."""
+    return json.dumps(_finite(_CONVERTER.unstructure(record)), indent=2, allow_nan=False) + "\n"
+
+
+def from_json(kind: type[R], text: str, *, source: str = "record") -> R:
+    """Build a record from JSON text.
+
+    Raises:
+        RecordError: not JSON, another version, or wrong fields; every problem is listed with its path.
+    """
+    try:
+        data = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise RecordError(f"{source} is not valid JSON: {error}", hint="restore it or make it again") from error
+    return structure(kind, data, source=source)
+
+
+def structure(kind: type[R], data: Any, *, source: str = "record") -> R:
+    """Build a record from plain dictionaries and lists; the errors are those of ``from_json``."""
+    expected = getattr(kind, "VERSION", None)
+    if expected is not None and isinstance(data, Mapping) and data.get("version") != expected:
+        raise RecordError(
+            f"{source} has version {data.get('version')!r}, this autoseg reads version {expected}",
+            hint="make it again with this autoseg, or install the autoseg that wrote it",
+        )
+    try:
+        return _CONVERTER.structure(data, kind)
+    except cattrs.BaseValidationError as error:
+        problems = cattrs.transform_error(error, path="$")
+        raise RecordError(f"{source} does not fit:\n{joined(problems)}", hint="correct these fields") from error
+
+
+def save(path: Path, record: Any) -> None:
+    """Write a record atomically."""
+    write_text(path, to_json(record))
+
+
+def load(kind: type[R], path: Path) -> R:
+    """Read a record; a missing file is a ``RecordError`` that names it."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise RecordError(f"{path} does not exist", hint="run the stage that writes it first") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecordError(f"{path} cannot be read: {error}") from error
+    return from_json(kind, text, source=str(path))
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write text atomically (temporary file in the same folder, flush, rename)."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+@contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Hand out a temporary path beside ``path`` with the same ending; rename it on success, remove it on failure.
+
+    Raises:
+        ResourceError: the disk is full.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # The ending stays, because image writers choose the format by it; the leading dot hides a half-written file.
+    endings = "".join(path.suffixes[-2:]) if path.name.endswith(".gz") else path.suffix
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=f".partial{endings}", dir=path.parent)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        # mkstemp makes private files; results are for everybody the folder is for.
+        temporary.chmod(0o666 & ~_umask())
+        with temporary.open("rb") as stream:
+            os.fsync(stream.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        if error.errno in {28, 122}:
+            raise ResourceError(f"no space left to write {path}", hint="free disk space and run it again") from error
+        raise
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def _umask() -> int:
+    current = os.umask(0)
+    os.umask(current)
+    return current
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(key): _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return value
+
+
+__all__ = ["atomic_path", "from_json", "load", "save", "structure", "to_json", "write_text"]

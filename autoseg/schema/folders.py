@@ -1,0 +1,136 @@
+"""Where everything lies. Paths and nothing else; no other code joins strings to find a file."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """The work directory: ``raw/`` (read only), ``preprocessed/`` and ``results/``."""
+
+    root: Path
+
+    @property
+    def raw(self) -> Path:
+        return self.root / "raw"
+
+    @property
+    def preprocessed(self) -> Path:
+        return self.root / "preprocessed"
+
+    @property
+    def results(self) -> Path:
+        return self.root / "results"
+
+    @property
+    def current(self) -> Path:
+        """Remembers the dataset that was planned last."""
+        return self.root / "current.json"
+
+    def prepared(self, dataset: str) -> PreparedFolder:
+        return PreparedFolder(self.preprocessed / dataset)
+
+    def model(self, dataset: str, configuration: str, architecture: str) -> ModelFolder:
+        return ModelFolder(self.results / dataset / f"{architecture}_{configuration}")
+
+
+@dataclass(frozen=True)
+class PreparedFolder:
+    """What preparation leaves for one dataset."""
+
+    root: Path
+
+    @property
+    def dataset(self) -> Path:
+        return self.root / "dataset.json"
+
+    @property
+    def fingerprint(self) -> Path:
+        return self.root / "fingerprint.json"
+
+    @property
+    def plan(self) -> Path:
+        return self.root / "plan.json"
+
+    @property
+    def splits(self) -> Path:
+        return self.root / "splits.json"
+
+    def store(self, configuration: str) -> Path:
+        return self.root / configuration
+
+
+@dataclass(frozen=True)
+class ModelFolder:
+    """A trained model: self-contained and movable."""
+
+    root: Path
+
+    @property
+    def plan(self) -> Path:
+        return self.root / "plan.json"
+
+    @property
+    def dataset(self) -> Path:
+        return self.root / "dataset.json"
+
+    @property
+    def fingerprint(self) -> Path:
+        return self.root / "fingerprint.json"
+
+    @property
+    def splits(self) -> Path:
+        return self.root / "splits.json"
+
+    @property
+    def run(self) -> Path:
+        return self.root / "run.json"
+
+    @property
+    def report(self) -> Path:
+        return self.root / "report.html"
+
+    @property
+    def stop_file(self) -> Path:
+        """A person creates this empty file to end training cleanly after the running step."""
+        return self.root / "STOP"
+
+    def fold(self, name: int | str) -> FoldFolder:
+        return FoldFolder(self.root / f"fold_{name}")
+
+    def finished_folds(self) -> tuple[str, ...]:
+        """Names of the folds that have final weights ("0", "1", ..., or "all"), in order."""
+        names = [path.parent.name.removeprefix("fold_") for path in self.root.glob("fold_*/weights.safetensors")]
+        return tuple(sorted(names, key=lambda name: (not name.isdigit(), int(name) if name.isdigit() else 0)))
+
+
+@dataclass(frozen=True)
+class FoldFolder:
+    root: Path
+
+    @property
+    def weights(self) -> Path:
+        """Final weights; they exist only when training is complete."""
+        return self.root / "weights.safetensors"
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.root / "checkpoint.pt"
+
+    @property
+    def log(self) -> Path:
+        return self.root / "log.jsonl"
+
+    @property
+    def progress(self) -> Path:
+        return self.root / "progress.png"
+
+    @property
+    def validation(self) -> Path:
+        return self.root / "validation"
+
+    @property
+    def summary(self) -> Path:
+        return self.validation / "summary.json"

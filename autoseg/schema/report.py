@@ -1,0 +1,83 @@
+"""Scores of predictions, per case and class, and what is left of a run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassScores:
+    """One label in one case; distances in mm, volumes in ml; NaN where a figure has no meaning (see ``empty``).
+
+    ``empty`` is "" (both have voxels), "both", "reference" or "prediction": who has none. Overlaps of "both" are
+    NaN and stay out of means; "reference" and "prediction" score 0. Surface distances need both.
+    """
+
+    label: str
+    empty: str
+    dice: float
+    iou: float
+    precision: float
+    recall: float
+    reference_ml: float
+    prediction_ml: float
+    hd95: float
+    assd: float
+    surface_dice: float
+    lesion_f1: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaseScores:
+    id: str
+    reference: str
+    prediction: str
+    classes: tuple[ClassScores, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeanScores:
+    """Means over the cases in which a figure is defined, and how many cases were empty in which way."""
+
+    label: str
+    cases: int
+    empty_both: int
+    empty_reference: int
+    empty_prediction: int
+    dice: float
+    iou: float
+    precision: float
+    recall: float
+    hd95: float
+    assd: float
+    surface_dice: float
+    lesion_f1: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationReport:
+    """``foreground_dice`` is the mean over labels of the mean over cases (labels that never occur left out)."""
+
+    VERSION: ClassVar[int] = 1
+
+    version: int = 1
+    foreground_dice: float
+    surface_tolerance_mm: float
+    mean: tuple[MeanScores, ...]
+    cases: tuple[CaseScores, ...]
+    missing: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunReport:
+    """How a model came to be: enough to repeat it."""
+
+    VERSION: ClassVar[int] = 1
+
+    version: int = 1
+    command: str
+    settings: dict[str, Any] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
+    machine: str = ""
+    folds: dict[str, Any] = field(default_factory=dict)

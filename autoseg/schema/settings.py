@@ -1,0 +1,239 @@
+"""Every setting of every command: name, default, help. Flags and keyword arguments are both made from here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+
+def option(
+    default: Any,
+    help: str,  # noqa: A002 - the field's word
+    *,
+    flags: tuple[str, ...] = (),
+    metavar: str | None = None,
+    choices: tuple[str, ...] | None = None,
+    parse: Callable[[str], Any] | None = None,
+    many: bool = False,
+) -> Any:
+    """A dataclass field that the command line turns into a flag (``--field-name`` unless ``flags`` says else)."""
+    return field(
+        default=default,
+        metadata={
+            "help": help,
+            "flags": flags,
+            "metavar": metavar,
+            "choices": choices,
+            "parse": parse,
+            "many": many,
+        },
+    )
+
+
+def parse_bytes(text: str) -> int:
+    """``8GB``, ``8G``, ``500MB``, ``1.5GiB`` or a plain number of bytes -> bytes.
+
+    Raises:
+        ValueError: anything else.
+    """
+    units = {"": 1, "b": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
+    binary = {"ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
+    word = text.strip().lower().removesuffix("b")
+    number = word.rstrip("kmgti ")
+    unit = word[len(number) :].strip()
+    factor = {**units, **binary}.get(unit)
+    if factor is None or not number:
+        raise ValueError(f"{text!r} is not an amount of memory; write it like 8GB or 500MB")
+    value = int(float(number) * factor)
+    if value <= 0:
+        raise ValueError(f"{text!r} must be more than zero")
+    return value
+
+
+def parse_duration(text: str) -> float:
+    """``45m``, ``2h``, ``1h30m``, ``90s`` or a plain number of seconds -> seconds.
+
+    Raises:
+        ValueError: anything else.
+    """
+    word = text.strip().lower()
+    seconds, number = 0.0, ""
+    factors = {"d": 86400.0, "h": 3600.0, "m": 60.0, "s": 1.0}
+    for character in word:
+        if character.isdigit() or character == ".":
+            number += character
+        elif character in factors and number:
+            seconds += float(number) * factors[character]
+            number = ""
+        else:
+            raise ValueError(f"{text!r} is not a duration; write it like 30m, 2h or 1h30m")
+    seconds += float(number) if number else 0.0
+    if seconds <= 0:
+        raise ValueError(f"{text!r} must be more than zero")
+    return seconds
+
+
+def parse_numbers(text: str) -> tuple[float, ...]:
+    """``1,0.5,0.5`` or ``1x0.5x0.5`` -> numbers.
+
+    Raises:
+        ValueError: anything else.
+    """
+    return tuple(float(part) for part in text.replace("x", ",").split(","))
+
+
+def parse_integers(text: str) -> tuple[int, ...]:
+    """``40,56,40`` or ``40x56x40`` -> integers.
+
+    Raises:
+        ValueError: anything else.
+    """
+    return tuple(int(part) for part in text.replace("x", ",").split(","))
+
+
+_DEVICE = "cpu, cuda, cuda:1, ...; default: a GPU if there is one, else the CPU"
+_WORKERS = "worker processes; 0 does everything in one process; default: what cores and memory allow"
+_WORKDIR = "work directory; default: AUTOSEG_HOME, else ./autoseg_data"
+
+
+@dataclass(frozen=True, kw_only=True)
+class CommonSettings:
+    workdir: str | None = option(None, _WORKDIR, metavar="DIR")
+    quiet: bool = option(False, "say only what went wrong", flags=("-q", "--quiet"))
+    debug: bool = option(False, "show the Python traceback of an error")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrepareSettings(CommonSettings):
+    """Fingerprint, plan and preprocess."""
+
+    dataset: str | None = option(
+        None, "dataset: its number, name or folder", flags=("-d", "--dataset"), metavar="DATASET"
+    )
+    configurations: tuple[str, ...] = option(
+        (),
+        "configurations to preprocess; default: the one that autoseg_train trains",
+        flags=("-c", "--configurations"),
+        metavar="NAME",
+        many=True,
+    )
+    arch: str = option("unet", "network architecture", metavar="NAME")
+    memory: int | None = option(
+        None,
+        "memory for training, such as 8GB; default: the GPU's, else the free RAM",
+        metavar="SIZE",
+        parse=parse_bytes,
+    )
+    device: str = option("auto", f"device to plan for: {_DEVICE}", metavar="DEVICE")
+    spacing: tuple[float, ...] | None = option(
+        None, "target spacing in mm, z,y,x, instead of the planned one", metavar="MM", parse=parse_numbers
+    )
+    patch_size: tuple[int, ...] | None = option(
+        None, "patch size in voxels, in the plan's axis order", metavar="VOXELS", parse=parse_integers
+    )
+    batch_size: int | None = option(None, "batch size instead of the planned one", metavar="N")
+    verify: bool = option(True, "check every file of the dataset first")
+    tolerance: float = option(
+        0.1, "largest distance in mm between the corners of an image and its label", metavar="MM"
+    )
+    workers: int | None = option(None, _WORKERS, flags=("-w", "--workers"), metavar="N")
+    clean: bool = option(False, "measure, plan and preprocess again even if nothing changed")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainSettings(CommonSettings):
+    """Train folds and validate them. The defaults are the peer-reviewed recipe of nnU-Net."""
+
+    dataset: str | None = option(
+        None, "dataset; default: the one planned last", flags=("-d", "--dataset"), metavar="DATASET"
+    )
+    configuration: str | None = option(
+        None,
+        "configuration; default: 3d_fullres, or 2d for pictures",
+        flags=("-c", "--configuration"),
+        metavar="NAME",
+    )
+    fold: tuple[str, ...] = option(
+        (),
+        "folds to train, such as 0 or 0 3, or all to train one model on every case; default: each in turn",
+        flags=("-f", "--fold"),
+        metavar="FOLD",
+        many=True,
+    )
+    epochs: int = option(1000, "number of epochs; more on a finished model extends it", metavar="N")
+    iterations: int = option(250, "training steps per epoch", metavar="N")
+    val_iterations: int = option(50, "validation patches per epoch, in batches", metavar="N")
+    time_budget: float | None = option(
+        None,
+        "time for everything this command does, such as 30m or 2h; the schedule is fitted to it",
+        metavar="TIME",
+        parse=parse_duration,
+    )
+    lr: float = option(0.01, "initial learning rate", metavar="RATE")
+    batch_size: int | None = option(None, "batch size instead of the planned one", metavar="N")
+    seed: int = option(0, "seed of everything that is drawn", metavar="N")
+    device: str = option("auto", _DEVICE, metavar="DEVICE")
+    folds: int = option(5, "number of folds when splits are made", metavar="K")
+    splits: str | None = option(
+        None, "JSON with folds of your own, or with a group per case that stays on one side", metavar="FILE"
+    )
+    mirror: bool = option(True, "mirror patches at random; left/right label names switch that axis off")
+    workers: int | None = option(None, "worker processes that load patches", flags=("-w", "--workers"), metavar="N")
+    compile: bool = option(True, "compile the network on a GPU, if a short trial shows that it works")
+    validate: bool = option(True, "predict and score the cases of the fold after training")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictSettings(CommonSettings):
+    """Segment new images with every trained fold."""
+
+    inputs: str = option("", "folder with images (or one image)", flags=("-i", "--inputs"), metavar="IN")
+    outputs: str = option("", "folder for segmentations", flags=("-o", "--outputs"), metavar="OUT")
+    model: str | None = option(
+        None, "model folder; default: the best trained model of the dataset", flags=("-m", "--model"), metavar="DIR"
+    )
+    dataset: str | None = option(
+        None, "dataset; default: the one planned last", flags=("-d", "--dataset"), metavar="DATASET"
+    )
+    configuration: str | None = option(
+        None, "configuration; default: the best one that is trained", flags=("-c", "--configuration"), metavar="NAME"
+    )
+    fold: tuple[str, ...] = option(
+        (), "folds of the ensemble; default: all that are trained", flags=("-f", "--fold"), metavar="FOLD", many=True
+    )
+    tta: bool | None = option(None, "mirroring test-time augmentation; default: on a GPU yes, on a CPU no")
+    step_size: float = option(0.5, "distance of windows as a fraction of the patch", metavar="FRACTION")
+    continue_: bool = option(False, "skip images whose segmentation is complete", flags=("--continue",))
+    save_probabilities: bool = option(False, "also write class probabilities as .npz (float16)")
+    device: str = option("auto", _DEVICE, metavar="DEVICE")
+    memory: int | None = option(
+        None, "memory that prediction may use; default: 70% of what is free", metavar="SIZE", parse=parse_bytes
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateSettings(CommonSettings):
+    """Score a folder of segmentations against references."""
+
+    references: str = option("", "folder with reference labels", flags=("-r", "--references"), metavar="REF")
+    predictions: str = option("", "folder with segmentations", flags=("-p", "--predictions"), metavar="PRED")
+    output: str | None = option(
+        None, "folder for summary.json and scores.csv; default: that of the segmentations", metavar="DIR"
+    )
+    labels: str | None = option(
+        None, "dataset.json that names the labels; default: found beside the files, else plain integers", metavar="FILE"
+    )
+    tolerance: float = option(2.0, "tolerance of the surface Dice in mm", metavar="MM")
+    workers: int | None = option(None, _WORKERS, flags=("-w", "--workers"), metavar="N")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoSettings(CommonSettings):
+    """Generate a small labelled dataset and walk through every stage."""
+
+    cases: int = option(20, "training cases to generate", metavar="N")
+    test_cases: int = option(6, "held-out cases to generate", metavar="N")
+    seed: int = option(0, "seed of the generated data", metavar="N")
+    time_budget: float = option(180.0, "time for training all folds", metavar="TIME", parse=parse_duration)
+    data_only: bool = option(False, "generate the data and stop")
