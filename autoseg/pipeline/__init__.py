@@ -1,0 +1,1 @@
+"""Use cases, one file per command: the only place that joins rooms."""

@@ -1,0 +1,157 @@
+"""Patches from the preprocessed store, in batches: read in this process or by worker processes.
+
+The reading itself is batchgenerators' ``SlimDataLoaderBase`` behind its single- or multi-threaded augmenter. Workers
+take every n-th step and are asked in turn, and what is drawn depends on the step alone, so their number changes
+nothing. Only samples that are rotated or zoomed read more than their patch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from acvl_utils.cropping_and_padding.bounding_boxes import crop_and_pad_nd
+from batchgenerators.dataloading.data_loader import SlimDataLoaderBase
+from batchgenerators.dataloading.multi_threaded_augmenter import MultiThreadedAugmenter
+from batchgenerators.dataloading.single_threaded_augmenter import SingleThreadedAugmenter
+
+from autoseg.augment import Policy, Spatial, draw_spatial, source_extent
+from autoseg.errors import DatasetError, WorkerError
+from autoseg.io.store import CaseStore, StoredCase
+from autoseg.training.sampling import Stream, is_foreground_sample, patch_start
+
+ANY_ANNOTATED = -1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """One patch as read: image (c, *extent) float32, label (1, *extent) int16, and how to turn and cut it.
+
+    ``extent`` is the patch size, or more where ``spatial`` rotates or zooms.
+    """
+
+    image: np.ndarray
+    label: np.ndarray
+    spatial: Spatial | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class PatchSource:
+    """Where samples come from and how large they are. ``policy`` None means no augmentation (validation).
+
+    ``first_sample`` and ``local_batch`` say which part of the batch this process reads (several GPUs).
+    """
+
+    store: str
+    ids: tuple[str, ...]
+    num_labels: int
+    patch_size: tuple[int, ...]
+    batch_size: int
+    stream: Stream
+    policy: Policy | None
+    first_sample: int = 0
+    local_batch: int | None = None
+
+
+class PatchLoader(SlimDataLoaderBase):
+    """Yields ``{"samples": [Sample, ...]}`` for step ``first_step``, ``first_step + 1``, ..."""
+
+    def __init__(self, source: PatchSource, *, first_step: int = 0, workers: int = 1) -> None:
+        if not source.ids:
+            raise DatasetError("there are no cases to take patches from", hint="check the splits of this fold")
+        super().__init__(source, source.batch_size, number_of_threads_in_multithreaded=workers)
+        self._source = source
+        self._first_step = first_step
+        self._stride = workers
+        self._calls = 0
+        self._store: CaseStore | None = None
+
+    def generate_train_batch(self) -> dict[str, Any]:
+        step = self._first_step + self.thread_id + self._calls * self._stride
+        self._calls += 1
+        source = self._source
+        last = source.first_sample + (source.local_batch or source.batch_size)
+        return {"samples": [self._sample(step, index) for index in range(source.first_sample, last)]}
+
+    def _sample(self, step: int, index: int) -> Sample:
+        source = self._source
+        if self._store is None:
+            # Opened here and not in __init__: handles of the parent are of no use in a forked worker.
+            self._store = CaseStore(source.store)
+        rng = source.stream.generator(step, index)
+        case = self._store.open(source.ids[int(rng.integers(len(source.ids)))])
+        wanted = is_foreground_sample(step, index, source.batch_size)
+        return draw_sample(case, source, rng, foreground=wanted)
+
+
+def draw_sample(case: StoredCase, source: PatchSource, rng: np.random.Generator, *, foreground: bool) -> Sample:
+    """Draw position and spatial transform, and read just the voxels that these need."""
+    patch = source.patch_size
+    around = _voxel_to_show(case, source.num_labels, rng, foreground=foreground)
+    spatial = draw_spatial(source.policy, rng) if source.policy is not None else None
+    extent = source_extent(spatial, patch) if spatial is not None else patch
+    flat = len(patch) == 2
+    shape = tuple(case.image.shape[1:])
+    full_patch = (1, *patch) if flat else patch
+    full_extent = (1, *extent) if flat else extent
+    start = patch_start(shape, full_patch, rng, around=around)
+    box = []
+    for first, size, read in zip(start, full_patch, full_extent, strict=True):
+        low = first - (read - size) // 2
+        box.append([low, low + read])
+    image = crop_and_pad_nd(case.image, box, 0)
+    label = crop_and_pad_nd(case.label, box, 0)
+    if flat:
+        image, label = image[:, 0], label[:, 0]
+    return Sample(image=np.ascontiguousarray(image), label=label.astype(np.int16), spatial=spatial)
+
+
+def _voxel_to_show(
+    case: StoredCase, num_labels: int, rng: np.random.Generator, *, foreground: bool
+) -> np.ndarray | None:
+    """A voxel (z, y, x) that must be in the patch: of a label chosen uniformly among those present, or None.
+
+    With an ignore label every other sample is centred on an annotated voxel, so that no step sees nothing to learn.
+    """
+    if foreground:
+        present = [index for index in range(num_labels) if len(case.locations(index))]
+        if present:
+            voxels = case.locations(present[int(rng.integers(len(present)))])
+            return np.asarray(voxels[int(rng.integers(len(voxels)))])
+    annotated = case.locations(ANY_ANNOTATED)
+    if len(annotated):
+        return np.asarray(annotated[int(rng.integers(len(annotated)))])
+    return None
+
+
+@contextmanager
+def batches(source: PatchSource, *, first_step: int = 0, workers: int = 0) -> Iterator[Iterator[list[Sample]]]:
+    """An endless iterator over batches; its worker processes end with the context.
+
+    Raises:
+        WorkerError: a worker died (from the iterator).
+    """
+    loader = PatchLoader(source, first_step=first_step, workers=max(workers, 1))
+    if workers == 0:
+        yield (batch["samples"] for batch in SingleThreadedAugmenter(loader, None))
+        return
+    augmenter = MultiThreadedAugmenter(loader, None, workers, num_cached_per_queue=2)
+    try:
+        yield _watched(augmenter)
+    finally:
+        augmenter._finish()
+
+
+def _watched(augmenter: MultiThreadedAugmenter) -> Iterator[list[Sample]]:
+    while True:
+        try:
+            batch = next(augmenter)
+        except RuntimeError as error:
+            raise WorkerError(
+                "a worker that loads patches died, most likely for want of memory",
+                hint="start again with fewer --workers (0 loads in the main process); training goes on where it was",
+            ) from error
+        yield batch["samples"]

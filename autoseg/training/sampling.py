@@ -1,0 +1,58 @@
+"""Which case, where, and how turned: everything that is drawn for one sample.
+
+(seed, fold, stream, step, sample) decides it all, whatever the number of workers and wherever training was resumed.
+"""
+
+from __future__ import annotations
+
+import zlib
+from dataclasses import dataclass
+
+import numpy as np
+
+# A third of the samples must contain foreground (nnU-Net's oversample_foreground_percent).
+FOREGROUND_FRACTION = 0.33
+
+TRAIN, VALIDATION = 0, 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stream:
+    """One sequence of random samples: seed, fold, and TRAIN or VALIDATION."""
+
+    seed: int
+    fold: str
+    kind: int
+
+    def generator(self, step: int, sample: int) -> np.random.Generator:
+        return np.random.default_rng([self.seed, zlib.crc32(self.fold.encode()), self.kind, step, sample])
+
+
+def is_foreground_sample(step: int, sample: int, batch_size: int) -> bool:
+    """Whether this sample is centred on foreground.
+
+    In a batch of two or more the last third (rounded as the peer rounds) is; a batch of one takes every third step,
+    where the peer would never sample foreground.
+    """
+    if batch_size == 1:
+        return int((step + 1) * FOREGROUND_FRACTION) > int(step * FOREGROUND_FRACTION)
+    return sample >= round(batch_size * (1 - FOREGROUND_FRACTION))
+
+
+def patch_start(
+    shape: tuple[int, ...], patch: tuple[int, ...], rng: np.random.Generator, *, around: np.ndarray | None = None
+) -> tuple[int, ...]:
+    """First voxel of a patch, per axis: uniform over the positions inside the image, or centred on ``around``.
+
+    Both are clamped, so that a patch never hangs out of an image that is larger than it; in an image that is
+    smaller, the patch is centred on the image.
+    """
+    start = []
+    for axis, (length, size) in enumerate(zip(shape, patch, strict=True)):
+        if length <= size:
+            start.append(-((size - length) // 2))
+        elif around is None:
+            start.append(int(rng.integers(0, length - size + 1)))
+        else:
+            start.append(int(np.clip(int(around[axis]) - size // 2, 0, length - size)))
+    return tuple(start)

@@ -1,0 +1,52 @@
+"""How far training is, and the learning rate that belongs there.
+
+A schedule is a function of *progress* from 0 to 1. Progress is counted in steps, or in time where the user gave a
+time budget; either way the last step is taken at a learning rate near 0, so that the weights are always annealed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from autoseg.errors import SettingError
+
+# With a time budget an epoch is a report, not a unit of the schedule: this many fit a person's patience.
+REPORTS_PER_BUDGET = 40
+
+
+@dataclass(frozen=True, kw_only=True)
+class Schedule:
+    """``steps`` in all, ``iterations`` per epoch; or ``seconds`` in all (then ``steps`` is None)."""
+
+    steps: int | None
+    seconds: float | None
+    iterations: int
+
+    def __post_init__(self) -> None:
+        if (self.steps is None) == (self.seconds is None):
+            raise SettingError("a schedule is counted either in steps or in seconds")
+
+    def progress(self, step: int, elapsed: float) -> float:
+        """The finished part of training, 0 to 1."""
+        if self.steps is not None:
+            return min(1.0, step / self.steps)
+        return min(1.0, elapsed / max(self.seconds or 0.0, 1e-9))
+
+    def finished(self, step: int, elapsed: float) -> bool:
+        return self.progress(step, elapsed) >= 1.0
+
+    def epoch_over(self, epoch_steps: int, epoch_seconds: float) -> bool:
+        """After ``iterations`` steps, or with a time budget after its fortieth part, whichever is first."""
+        if epoch_steps >= self.iterations:
+            return True
+        return self.seconds is not None and epoch_seconds >= self.seconds / REPORTS_PER_BUDGET
+
+    def seconds_left(self, step: int, elapsed: float, *, seconds_per_step: float) -> float:
+        if self.steps is not None:
+            return (self.steps - step) * seconds_per_step
+        return max(0.0, (self.seconds or 0.0) - elapsed)
+
+
+def poly(initial: float, progress: float) -> float:
+    """Polynomial decay ``initial * (1 - progress)**0.9`` (nnU-Net; Chen et al. 2017, DeepLab, section 4.1)."""
+    return initial * (1.0 - progress) ** 0.9

@@ -1,0 +1,93 @@
+"""One training step and one validation batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+
+from autoseg.augment import Policy, apply_intensity, apply_spatial
+from autoseg.training.data import Sample
+from autoseg.training.optim import CLIP_NORM
+from autoseg.training.sampling import Stream
+from autoseg.training.state import TrainState
+
+Loss = Callable[[tuple[torch.Tensor, ...], torch.Tensor], torch.Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kitchen:
+    """How a step is computed: device, autocast type (None for float32), patch, augmentation."""
+
+    device: torch.device
+    precision: torch.dtype | None
+    patch_size: tuple[int, ...]
+    masked_channels: tuple[int, ...]
+    policy: Policy | None
+    stream: Stream
+    first_sample: int = 0
+
+    @property
+    def memory_format(self) -> torch.memory_format:
+        return torch.channels_last_3d if len(self.patch_size) == 3 else torch.channels_last
+
+
+def make_batch(samples: Sequence[Sample], kitchen: Kitchen, *, step: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Image (b, c, *patch) float32 and target (b, 1, *patch) int16 on the device, augmented if there is a policy."""
+    images, targets = [], []
+    for sample in samples:
+        image = torch.from_numpy(sample.image).to(kitchen.device, non_blocking=True)
+        label = torch.from_numpy(sample.label).to(kitchen.device, non_blocking=True)
+        if sample.spatial is not None:
+            image, label = apply_spatial(image, label, sample.spatial, kitchen.patch_size)
+        images.append(image)
+        targets.append(label)
+    image, target = torch.stack(images), torch.stack(targets)
+    if kitchen.policy is not None:
+        image = apply_intensity(image, kitchen.policy, _intensity_generators(kitchen, step, len(samples)))
+    for channel in kitchen.masked_channels:
+        # Normalisation over a mask leaves exact zeros outside it; augmentation must not lift them.
+        image[:, channel].masked_fill_(target[:, 0] < 0, 0.0)
+    # -1 marks voxels outside the mask, where no label is: background.
+    return image.contiguous(memory_format=kitchen.memory_format), target.clamp_(min=0)
+
+
+def _intensity_generators(kitchen: Kitchen, step: int, count: int) -> list[np.random.Generator]:
+    # A third stream, so that reading (which may stop early) and intensity draws do not share numbers.
+    stream = Stream(seed=kitchen.stream.seed, fold=kitchen.stream.fold, kind=kitchen.stream.kind + 2)
+    return [stream.generator(step, kitchen.first_sample + index) for index in range(count)]
+
+
+def train_step(
+    state: TrainState, image: torch.Tensor, target: torch.Tensor, *, loss: Loss, kitchen: Kitchen
+) -> torch.Tensor:
+    """Forward, loss, backward, clipped update. Returns the loss, detached and still on the device."""
+    state.optimizer.zero_grad(set_to_none=True)
+    value = loss(_forward(state.network, image, kitchen), target)
+    parameters = [parameter for group in state.optimizer.param_groups for parameter in group["params"]]
+    if state.scaler is None:
+        value.backward()
+        nn.utils.clip_grad_norm_(parameters, CLIP_NORM)
+        state.optimizer.step()
+    else:
+        state.scaler.scale(value).backward()
+        state.scaler.unscale_(state.optimizer)
+        nn.utils.clip_grad_norm_(parameters, CLIP_NORM)
+        state.scaler.step(state.optimizer)
+        state.scaler.update()
+    return value.detach()
+
+
+def _forward(network: nn.Module, image: torch.Tensor, kitchen: Kitchen) -> tuple[torch.Tensor, ...]:
+    with torch.autocast(kitchen.device.type, kitchen.precision, enabled=kitchen.precision is not None):
+        outputs: tuple[torch.Tensor, ...] = network(image)
+    return outputs
+
+
+@torch.inference_mode()
+def predict_batch(network: nn.Module, image: torch.Tensor, kitchen: Kitchen) -> torch.Tensor:
+    """Logits (b, heads, *patch) at full resolution, in float32."""
+    return _forward(network, image, kitchen)[0].float()
