@@ -9,7 +9,8 @@ AutosegError
 ├── ResourceError     exit 3: memory or disk ran out
 ├── WorkerError       exit 4: a worker process died or failed
 ├── DivergenceError   exit 5: training produced NaN or infinite values
-└── PartialError      exit 6: some items of many failed; the others are complete
+├── PartialError      exit 6: some items of many failed; the others are complete
+└── StoppedError      exit 130: the user asked to stop; what is done is kept
 
 The command line shows them as one sentence and a hint, without a traceback (``--debug`` shows it). Any
 other exception is a bug of autoseg and keeps its traceback.
@@ -74,6 +75,10 @@ class DivergenceError(AutosegError):
 
 class PartialError(AutosegError):
     exit_code = 6
+
+
+class StoppedError(AutosegError):
+    exit_code = 130
 
 
 def joined(problems: list[str], *, limit: int = 50) -> str:

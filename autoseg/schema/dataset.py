@@ -84,3 +84,10 @@ class DatasetSpec:
     labels: Labels
     file_ending: str
     cases: tuple[CaseFiles, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CurrentDataset:
+    """The dataset that was planned last in a work directory."""
+
+    dataset: str

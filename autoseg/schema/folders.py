@@ -55,6 +55,11 @@ class PreparedFolder:
         return self.root / "plan.json"
 
     @property
+    def plan_origin(self) -> Path:
+        """What the plan was made from, to notice when it is out of date or edited by hand."""
+        return self.root / "plan_origin.json"
+
+    @property
     def splits(self) -> Path:
         return self.root / "splits.json"
 
@@ -118,6 +123,10 @@ class FoldFolder:
     @property
     def checkpoint(self) -> Path:
         return self.root / "checkpoint.pt"
+
+    @property
+    def run(self) -> Path:
+        return self.root / "fold.json"
 
     @property
     def log(self) -> Path:

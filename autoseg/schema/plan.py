@@ -136,3 +136,12 @@ class Plan:
         raise SettingError(
             f"the plan of {self.dataset} has no configuration {name!r}", hint=f"choose one of: {', '.join(self.names)}"
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanOrigin:
+    """The question that a plan answers, and the plan's hash: tells an edited plan from an outdated one."""
+
+    plan_hash: str
+    fingerprint_hash: str
+    settings: dict[str, Any]

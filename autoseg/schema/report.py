@@ -57,7 +57,10 @@ class MeanScores:
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationReport:
-    """``foreground_dice`` is the mean over labels of the mean over cases (labels that never occur left out)."""
+    """``foreground_dice`` is the mean over labels of the mean over cases (labels that never occur left out).
+
+    ``missing`` are references without a prediction; ``faults`` say of pairs that could not be scored, why.
+    """
 
     VERSION: ClassVar[int] = 1
 
@@ -67,6 +70,7 @@ class EvaluationReport:
     mean: tuple[MeanScores, ...]
     cases: tuple[CaseScores, ...]
     missing: tuple[str, ...] = ()
+    faults: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,4 +84,24 @@ class RunReport:
     settings: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
     machine: str = ""
-    folds: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FoldRun:
+    """Where one fold stands. ``status`` is "training", "trained" (weights are final) or "validated".
+
+    One of the two targets is set: epochs, or seconds of a time budget. ``seconds`` is what training took so far.
+    """
+
+    VERSION: ClassVar[int] = 1
+
+    version: int = 1
+    fold: str
+    status: str
+    signature: str
+    target_epochs: int | None
+    target_seconds: float | None
+    epochs: int
+    steps: int
+    seconds: float
+    validation_seconds: float = 0.0

@@ -1,0 +1,297 @@
+"""Fingerprint, plan, preprocess: from a folder of labelled images to a store that training reads.
+
+Each stage looks at what is there already and does only what is missing or out of date.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from functools import partial
+
+import numpy as np
+
+from autoseg import records
+from autoseg.errors import AutosegError, DatasetError, SettingError, WorkerError, joined
+from autoseg.fingerprint import CaseStats, case_stats, content_hash, merge
+from autoseg.io.discover import find_dataset, read_dataset, resolve_workspace
+from autoseg.io.store import CaseStore
+from autoseg.io.verify import Fault, check_spec, fault_table, load_case
+from autoseg.log import get_logger, progress, size
+from autoseg.nets.cost import training_cost
+from autoseg.nets.device import choose_device, choose_precision
+from autoseg.parallel import map_cases
+from autoseg.pipeline.context import memory_budget, remember_dataset
+from autoseg.planning import CostFunction, check_plan, make_plan, plan_table
+from autoseg.preprocessing.case import class_locations, preprocess_case
+from autoseg.schema.dataset import CaseFiles, DatasetSpec
+from autoseg.schema.fingerprint import Fingerprint
+from autoseg.schema.folders import PreparedFolder, Workspace
+from autoseg.schema.plan import Configuration, Plan, PlanOrigin
+from autoseg.schema.settings import PrepareSettings
+
+_LOG = get_logger(__name__)
+
+# Peak bytes per voxel and channel while a case is read and cropped, and while it is resampled (float32 copies).
+FINGERPRINT_BYTES_PER_VOXEL = 16
+PREPROCESS_BYTES_PER_VOXEL = 32
+
+
+def plan_and_preprocess(settings: PrepareSettings) -> Plan:
+    """Fingerprint, plan and preprocess a dataset; the three stages one after the other."""
+    made = plan(settings)
+    preprocess(settings, made)
+    return made
+
+
+def fingerprint(settings: PrepareSettings) -> Fingerprint:
+    """Read every file of the dataset once: check it, and measure shapes, spacings, labels and intensities.
+
+    Raises:
+        DatasetError: with one table of all faulty cases.
+    """
+    workspace, spec = _open(settings)
+    folder = workspace.prepared(spec.name)
+    identity = content_hash(spec)
+    if not settings.clean and folder.fingerprint.exists() and folder.dataset.exists():
+        known = _load_or_none(folder)
+        if known is not None and known.content_hash == identity:
+            _LOG.info("fingerprint of %s: unchanged, %d cases", spec.name, len(known.cases))
+            return known
+    _refuse_faults(check_spec(spec))
+    stats, faults = _inspect(spec, settings)
+    warnings = [fault for fault in faults if not fault.fatal]
+    if warnings:
+        _LOG.warning("%d cases are unusual:\n%s", len({fault.case for fault in warnings}), fault_table(warnings))
+    if settings.verify:
+        _refuse_faults(faults)
+    if not stats:
+        raise DatasetError(f"no case of {spec.name} can be used", hint="mend the files listed above")
+    order = {case.id: index for index, case in enumerate(spec.cases)}
+    stats.sort(key=lambda item: order[item.id])
+    result = merge(stats, dataset=spec.name, content_hash=identity)
+    records.save(folder.dataset, spec)
+    records.save(folder.fingerprint, result)
+    _LOG.info("fingerprint of %s: %d cases, %s", spec.name, len(result.cases), folder.fingerprint)
+    return result
+
+
+def _load_or_none(folder: PreparedFolder) -> Fingerprint | None:
+    try:
+        return records.load(Fingerprint, folder.fingerprint)
+    except AutosegError:
+        return None
+
+
+def _open(settings: PrepareSettings) -> tuple[Workspace, DatasetSpec]:
+    if not settings.dataset:
+        raise SettingError("no dataset was named", hint="give its number, name or folder: -d 3")
+    workspace = resolve_workspace(settings.workdir)
+    return workspace, read_dataset(find_dataset(settings.dataset, workspace))
+
+
+def _refuse_faults(faults: Sequence[Fault]) -> None:
+    fatal = [fault for fault in faults if fault.fatal]
+    if fatal:
+        count = len({fault.case for fault in fatal})
+        raise DatasetError(
+            f"{count} {'case is' if count == 1 else 'cases are'} faulty:\n{fault_table(fatal)}",
+            hint="mend or remove these files, then run the same command again",
+        )
+
+
+def _inspect(spec: DatasetSpec, settings: PrepareSettings) -> tuple[list[CaseStats], list[Fault]]:
+    stats: list[CaseStats] = []
+    faults: list[Fault] = []
+    work = partial(_inspect_case, spec=spec, tolerance=settings.tolerance)
+    outcomes = map_cases(work, spec.cases, workers=settings.workers, bytes_per_item=_largest_file(spec) * 8)
+    for outcome in progress(outcomes, total=len(spec.cases), label="fingerprint"):
+        found, wrong = outcome.unwrap()
+        faults.extend(wrong)
+        if found is not None:
+            stats.append(found)
+    order = {case.id: index for index, case in enumerate(spec.cases)}
+    faults.sort(key=lambda fault: order.get(fault.case, -1))
+    return stats, faults
+
+
+def _inspect_case(case: CaseFiles, *, spec: DatasetSpec, tolerance: float) -> tuple[CaseStats | None, list[Fault]]:
+    loaded, faults = load_case(case, spec, tolerance_mm=tolerance)
+    if loaded is None or any(fault.fatal for fault in faults):
+        return None, list(faults)
+    return case_stats(loaded.id, loaded.image, loaded.label, spec.labels), list(faults)
+
+
+def _largest_file(spec: DatasetSpec) -> int:
+    from pathlib import Path
+
+    # Compressed images grow by about four when read.
+    return max(4 * sum(Path(path).stat().st_size for path in case.images) for case in spec.cases)
+
+
+def plan(settings: PrepareSettings) -> Plan:
+    """Decide spacing, patch, batch and network for each configuration, and say why.
+
+    A plan that a person has edited is kept and checked again; a plan whose dataset or settings changed is made anew.
+
+    Raises:
+        SettingError: an edited plan or a setting does not fit; every problem is listed.
+    """
+    measured = fingerprint(settings)
+    workspace, spec = _open(settings)
+    folder = workspace.prepared(spec.name)
+    device = choose_device(settings.device)
+    memory = memory_budget(str(device), settings.memory)
+    cost = _cost_function(settings)
+    # Free RAM changes from minute to minute; only a budget that the user states is a reason to plan again.
+    origin = PlanOrigin(
+        plan_hash="",
+        fingerprint_hash=measured.content_hash,
+        settings={
+            "arch": settings.arch,
+            "device": device.type,
+            "memory": settings.memory,
+            "spacing": settings.spacing,
+            "patch_size": settings.patch_size,
+            "batch_size": settings.batch_size,
+        },
+    )
+    kept = None if settings.clean else _kept_plan(folder, origin, cost)
+    if kept is not None:
+        made = kept
+    else:
+        made = make_plan(spec, measured, settings=settings, device=device.type, memory_bytes=memory, cost=cost)
+        text = records.to_json(made)
+        records.write_text(folder.plan, text)
+        records.save(folder.plan_origin, _with_hash(origin, text))
+    remember_dataset(spec.name, workspace)
+    _LOG.info("plan of %s for %s with %s: %s\n%s", spec.name, device.type, size(memory), folder.plan, plan_table(made))
+    return made
+
+
+def _cost_function(settings: PrepareSettings) -> CostFunction:
+    device = choose_device(settings.device)
+    precision = "float32" if choose_precision(device) is None else "mixed"
+    return partial(training_cost, precision=precision)
+
+
+def _with_hash(origin: PlanOrigin, text: str) -> PlanOrigin:
+    return PlanOrigin(plan_hash=_hash(text), fingerprint_hash=origin.fingerprint_hash, settings=origin.settings)
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _kept_plan(folder: PreparedFolder, origin: PlanOrigin, cost: CostFunction) -> Plan | None:
+    """The plan on disk, if it is still the answer to the same question or was edited by hand."""
+    if not folder.plan.exists() or not folder.plan_origin.exists():
+        return None
+    text = folder.plan.read_text(encoding="utf-8")
+    known = records.load(PlanOrigin, folder.plan_origin)
+    if _hash(text) != known.plan_hash:
+        _LOG.info("%s was edited by hand: it is kept and checked again (--clean plans anew)", folder.plan)
+        return check_plan(records.from_json(Plan, text, source=str(folder.plan)), cost=cost)
+    if _same(known, origin):
+        return records.from_json(Plan, text, source=str(folder.plan))
+    return None
+
+
+def _same(known: PlanOrigin, wanted: PlanOrigin) -> bool:
+    def plain(origin: PlanOrigin) -> str:
+        return records.to_json(_with_hash(origin, ""))
+
+    return plain(known) == plain(wanted)
+
+
+def preprocess(settings: PrepareSettings, made: Plan | None = None) -> None:
+    """Crop, normalise and resample every case into the store of each configuration; only missing cases are done.
+
+    Raises:
+        WorkerError: some cases failed; all of them are listed and the others are kept.
+    """
+    workspace, spec = _open(settings)
+    folder = workspace.prepared(spec.name)
+    if made is None:
+        made = load_plan(folder, settings)
+    for name in settings.configurations or (made.default_configuration,):
+        preprocess_configuration(spec, made, made.configuration(name), folder, workers=settings.workers)
+
+
+def load_plan(folder: PreparedFolder, settings: PrepareSettings) -> Plan:
+    """The plan on disk, checked again.
+
+    Raises:
+        RecordError: there is none.
+        SettingError: it does not fit.
+    """
+    return check_plan(records.load(Plan, folder.plan), cost=_cost_function(settings))
+
+
+def preprocess_configuration(
+    spec: DatasetSpec, made: Plan, configuration: Configuration, folder: PreparedFolder, *, workers: int | None = None
+) -> CaseStore:
+    """Bring the store of one configuration up to date and return it."""
+    measured = records.load(Fingerprint, folder.fingerprint)
+    store = CaseStore(folder.store(configuration.name))
+    store.begin(_store_hash(measured, made, configuration))
+    usable = {case.id for case in measured.cases}
+    missing = [case for case in spec.cases if case.id in usable and not store.is_complete(case.id)]
+    label = f"preprocess {configuration.name}"
+    if not missing:
+        _LOG.info("%s: all %d cases are there", label, len(usable))
+        return store
+    if len(missing) < len(usable):
+        _LOG.info("%s: %d of %d cases are there already", label, len(usable) - len(missing), len(usable))
+    work = partial(_preprocess_one, spec=spec, made=made, configuration=configuration, root=str(store.root))
+    voxels = max(_voxels(case.shape, case.spacing, made, configuration) for case in measured.cases)
+    bytes_per_case = voxels * (len(spec.channels) + 1) * PREPROCESS_BYTES_PER_VOXEL
+    outcomes = map_cases(work, missing, workers=workers, bytes_per_item=bytes_per_case)
+    problems = [
+        str(outcome.error) for outcome in progress(outcomes, total=len(missing), label=label) if outcome.error
+    ]
+    if problems:
+        raise WorkerError(
+            f"{len(problems)} of {len(missing)} cases could not be preprocessed:\n{joined(problems)}",
+            hint="the other cases are kept; run the same command again after mending these",
+        )
+    return store
+
+
+def _voxels(shape: Sequence[int], spacing: Sequence[float], made: Plan, configuration: Configuration) -> float:
+    """Voxels of a case before or after resampling, whichever is more."""
+    before = float(np.prod(shape))
+    order = made.transpose[-configuration.ndim :]
+    ratio = np.prod([spacing[axis] / target for axis, target in zip(order, configuration.spacing, strict=True)])
+    return max(before, before * float(ratio))
+
+
+def _store_hash(measured: Fingerprint, made: Plan, configuration: Configuration) -> str:
+    """Changes when the raw data, or anything that preprocessing does, change; not with batch or network."""
+    parts = [
+        measured.content_hash,
+        str(made.transpose),
+        repr(configuration.spacing),
+        repr(configuration.normalization),
+        repr(configuration.resampling),
+        repr(made.labels),
+        "store 1",
+    ]
+    return _hash("\n".join(parts))
+
+
+def _preprocess_one(
+    case: CaseFiles, *, spec: DatasetSpec, made: Plan, configuration: Configuration, root: str
+) -> None:
+    loaded, faults = load_case(case, spec, tolerance_mm=float("inf"))
+    if loaded is None:
+        raise DatasetError(f"{case.id}: {fault_table(faults)}", hint="mend the file and run the same command again")
+    done = preprocess_case(loaded.image, loaded.label, plan=made, configuration=configuration, id=case.id)
+    label = np.asarray(done.label).astype(np.int16)
+    locations = class_locations(label, made.labels, seed=1234)
+    if done.mask is not None and any(scheme.scheme == "zscore_masked" for scheme in configuration.normalization):
+        # Training zeroes masked channels here again after augmentation.
+        label[(label == 0) & ~done.mask] = -1
+    patch = configuration.patch_size if configuration.ndim == 3 else (1, *configuration.patch_size)
+    properties = {"spacing": list(loaded.image.geometry.spacing), "shape": list(loaded.image.data.shape[1:])}
+    CaseStore(root).write_case(case.id, done.image, label[None], properties, locations, patch)

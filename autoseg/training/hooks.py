@@ -1,0 +1,84 @@
+"""What happens after each epoch: a line, a log file, a checkpoint. A hook is a function of the state."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from autoseg.log import duration, get_logger
+from autoseg.records import write_text
+from autoseg.training.checkpoint import save_checkpoint
+from autoseg.training.schedule import Schedule
+from autoseg.training.state import TrainState, history_rows
+
+_LOG = get_logger(__name__)
+
+# Writing a checkpoint after every short epoch would cost more than the epoch; losing a minute costs nobody much.
+SECONDS_BETWEEN_CHECKPOINTS = 60.0
+
+
+def log_epoch(schedule: Schedule) -> Callable[[TrainState], None]:
+    """One line per epoch: loss, Dice per class, time left."""
+
+    def hook(state: TrainState) -> None:
+        record = state.history[-1]
+        total = f"/{schedule.steps // schedule.iterations}" if schedule.steps is not None else ""
+        recent = state.history[-10:]
+        steps = record.step - (state.history[-11].step if len(state.history) > 10 else 0)
+        pace = sum(item.seconds for item in recent) / max(steps, 1)
+        left = schedule.seconds_left(state.step, state.elapsed, seconds_per_step=pace)
+        dice = "  ".join(f"{name} {_number(value)}" for name, value in record.dice.items())
+        _LOG.info(
+            "epoch %d%s  loss %.4f  val %s  Dice %s  lr %.5f  %s, %s left",
+            record.epoch,
+            total,
+            record.train_loss,
+            _number(record.val_loss, digits=4),
+            dice,
+            record.learning_rate,
+            duration(record.seconds) if record.seconds >= 1 else f"{record.seconds:.1f} s",
+            duration(left),
+        )
+
+    return hook
+
+
+def _number(value: float | None, *, digits: int = 3) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"
+
+
+def write_log(path: Path) -> Callable[[TrainState], None]:
+    """``log.jsonl``, one epoch a line, always the whole history: a resumed run leaves no line twice."""
+
+    def hook(state: TrainState) -> None:
+        write_text(path, "".join(json.dumps(row) + "\n" for row in history_rows(state.history)))
+
+    return hook
+
+
+def checkpoint_now_and_then(path: Path, *, signature: str) -> Callable[[TrainState], None]:
+    """A checkpoint after an epoch if the last one is a minute old."""
+    written = time.monotonic()
+
+    def hook(state: TrainState) -> None:
+        nonlocal written
+        if time.monotonic() - written >= SECONDS_BETWEEN_CHECKPOINTS:
+            save_checkpoint(path, state, signature=signature)
+            written = time.monotonic()
+
+    return hook
+
+
+def now_and_then(hook: Callable[[TrainState], None], *, seconds: float) -> Callable[[TrainState], None]:
+    """Run a costly hook (a plot) on the first epoch and then at most once in ``seconds``."""
+    last: float | None = None
+
+    def limited(state: TrainState) -> None:
+        nonlocal last
+        if last is None or time.monotonic() - last >= seconds:
+            hook(state)
+            last = time.monotonic()
+
+    return limited
