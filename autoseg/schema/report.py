@@ -90,7 +90,8 @@ class RunReport:
 class FoldRun:
     """Where one fold stands. ``status`` is "training", "trained" (weights are final) or "validated".
 
-    One of the two targets is set: epochs, or seconds of a time budget. ``seconds`` is what training took so far.
+    One of the two targets is set: epochs, or seconds of training. ``budget`` is the time budget of the command for
+    all of its folds; ``seconds`` is what training took so far.
     """
 
     VERSION: ClassVar[int] = 1
@@ -101,6 +102,7 @@ class FoldRun:
     signature: str
     target_epochs: int | None
     target_seconds: float | None
+    budget: float | None
     epochs: int
     steps: int
     seconds: float

@@ -1,0 +1,1 @@
+"""Scores of one segmentation against its reference, and their summary over cases."""

@@ -1,0 +1,35 @@
+"""Detection of separate structures."""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy.ndimage import generate_binary_structure, label
+
+
+def lesion_f1(reference: np.ndarray, prediction: np.ndarray) -> float:
+    """F1 of connected components (faces, edges and corners connect): 2 TP / (2 TP + FP + FN).
+
+    The matching rule of the ISLES 2022 challenge (Hernandez Petzsche et al. 2022, arXiv:2206.06694): a reference
+    component that shares at least one voxel with the prediction is found (TP), else missed (FN); a predicted
+    component that shares no voxel with the reference is false (FP). It is about finding, not about outlines: one
+    predicted blob over two lesions finds both.
+
+    Args:
+        reference: bool (z, y, x).
+        prediction: bool of the same shape.
+
+    Returns:
+        NaN if both are empty.
+    """
+    lesions, count = _components(reference)
+    blobs, predicted = _components(prediction)
+    if count + predicted == 0:
+        return float("nan")
+    shared = reference & prediction
+    found = np.unique(lesions[shared]).size
+    false = predicted - np.unique(blobs[shared]).size
+    return 2 * found / (found + count + false)
+
+
+def _components(mask: np.ndarray) -> tuple[np.ndarray, int]:
+    return label(mask, structure=generate_binary_structure(mask.ndim, mask.ndim))
