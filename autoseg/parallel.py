@@ -15,12 +15,16 @@ from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExe
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from multiprocessing import get_context
+from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from autoseg.errors import AutosegError, WorkerError
 
 I = TypeVar("I")  # noqa: E741 - the item
 V = TypeVar("V")
+
+# Where Linux states a container's limits (control groups, version 2).
+_CGROUP = Path("/sys/fs/cgroup")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,8 +45,7 @@ def cores() -> int:
     """Processor cores that this process may use (affinity and container quota count)."""
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     try:
-        with open("/sys/fs/cgroup/cpu.max", encoding="ascii") as stream:
-            quota, period = stream.read().split()
+        quota, period = (_CGROUP / "cpu.max").read_text(encoding="ascii").split()
         if quota != "max":
             allowed = min(allowed, max(1, int(quota) // int(period)))
     except (OSError, ValueError):
@@ -56,10 +59,8 @@ def available_memory() -> int:
 
     free = int(psutil.virtual_memory().available)
     try:
-        with open("/sys/fs/cgroup/memory.max", encoding="ascii") as stream:
-            limit = stream.read().strip()
-        with open("/sys/fs/cgroup/memory.current", encoding="ascii") as stream:
-            used = int(stream.read())
+        limit = (_CGROUP / "memory.max").read_text(encoding="ascii").strip()
+        used = int((_CGROUP / "memory.current").read_text(encoding="ascii"))
         if limit != "max":
             free = min(free, max(0, int(limit) - used))
     except (OSError, ValueError):
@@ -212,7 +213,7 @@ def prefetch(iterator: Iterator[V], *, depth: int = 2) -> Iterator[V]:
                 if not put((item, None)):
                     return
             put((_END, None))
-        except BaseException as error:  # noqa: BLE001 - handed to the consumer, which raises it
+        except BaseException as error:
             put((_END, error))
 
     thread = threading.Thread(target=produce, name="autoseg-prefetch", daemon=True)
@@ -228,5 +229,3 @@ def prefetch(iterator: Iterator[V], *, depth: int = 2) -> Iterator[V]:
     finally:
         stop.set()
         thread.join(timeout=5)
-
-

@@ -247,9 +247,7 @@ def preprocess_configuration(
     voxels = max(_voxels(case.shape, case.spacing, made, configuration) for case in measured.cases)
     bytes_per_case = voxels * (len(spec.channels) + 1) * PREPROCESS_BYTES_PER_VOXEL
     outcomes = map_cases(work, missing, workers=workers, bytes_per_item=bytes_per_case)
-    problems = [
-        str(outcome.error) for outcome in progress(outcomes, total=len(missing), label=label) if outcome.error
-    ]
+    problems = [str(outcome.error) for outcome in progress(outcomes, total=len(missing), label=label) if outcome.error]
     if problems:
         raise WorkerError(
             f"{len(problems)} of {len(missing)} cases could not be preprocessed:\n{joined(problems)}",
@@ -280,9 +278,7 @@ def _store_hash(measured: Fingerprint, made: Plan, configuration: Configuration)
     return _hash("\n".join(parts))
 
 
-def _preprocess_one(
-    case: CaseFiles, *, spec: DatasetSpec, made: Plan, configuration: Configuration, root: str
-) -> None:
+def _preprocess_one(case: CaseFiles, *, spec: DatasetSpec, made: Plan, configuration: Configuration, root: str) -> None:
     loaded, faults = load_case(case, spec, tolerance_mm=float("inf"))
     if loaded is None:
         raise DatasetError(f"{case.id}: {fault_table(faults)}", hint="mend the file and run the same command again")

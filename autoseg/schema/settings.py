@@ -43,7 +43,7 @@ def parse_bytes(text: str) -> int:
     number = word.rstrip("kmgti ")
     unit = word[len(number) :].strip()
     factor = {**units, **binary}.get(unit)
-    if factor is None or not number:
+    if factor is None or not _is_decimal(number):
         raise ValueError(f"{text!r} is not an amount of memory; write it like 8GB or 500MB")
     value = int(float(number) * factor)
     if value <= 0:
@@ -63,11 +63,13 @@ def parse_duration(text: str) -> float:
     for character in word:
         if character.isdigit() or character == ".":
             number += character
-        elif character in factors and number:
+        elif character in factors and _is_decimal(number):
             seconds += float(number) * factors[character]
             number = ""
         else:
             raise ValueError(f"{text!r} is not a duration; write it like 30m, 2h or 1h30m")
+    if number and not _is_decimal(number):
+        raise ValueError(f"{text!r} is not a duration; write it like 30m, 2h or 1h30m")
     seconds += float(number) if number else 0.0
     if seconds <= 0:
         raise ValueError(f"{text!r} must be more than zero")
@@ -80,7 +82,10 @@ def parse_numbers(text: str) -> tuple[float, ...]:
     Raises:
         ValueError: anything else.
     """
-    return tuple(float(part) for part in text.replace("x", ",").split(","))
+    parts = text.replace("x", ",").split(",")
+    if not all(_is_decimal(part) for part in parts):
+        raise ValueError(f"{text!r} is not a list of numbers; write it like 1,0.5,0.5")
+    return tuple(float(part) for part in parts)
 
 
 def parse_integers(text: str) -> tuple[int, ...]:
@@ -89,7 +94,14 @@ def parse_integers(text: str) -> tuple[int, ...]:
     Raises:
         ValueError: anything else.
     """
-    return tuple(int(part) for part in text.replace("x", ",").split(","))
+    parts = text.replace("x", ",").split(",")
+    if not all(part.strip().isdecimal() for part in parts):
+        raise ValueError(f"{text!r} is not a list of whole numbers; write it like 40,56,40")
+    return tuple(int(part) for part in parts)
+
+
+def _is_decimal(text: str) -> bool:
+    return text.strip().replace(".", "", 1).isdecimal()
 
 
 _DEVICE = "cpu, cuda, cuda:1, ...; default: a GPU if there is one, else the CPU"
@@ -134,9 +146,7 @@ class PrepareSettings(CommonSettings):
     )
     batch_size: int | None = option(None, "batch size instead of the planned one", metavar="N")
     verify: bool = option(True, "check every file of the dataset first")
-    tolerance: float = option(
-        0.1, "largest distance in mm between the corners of an image and its label", metavar="MM"
-    )
+    tolerance: float = option(0.1, "largest distance in mm between the corners of an image and its label", metavar="MM")
     workers: int | None = option(None, _WORKERS, flags=("-w", "--workers"), metavar="N")
     clean: bool = option(False, "measure, plan and preprocess again even if nothing changed")
 

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 
 import torch
 from torch import distributed, nn
@@ -37,7 +38,9 @@ def joined_world(world: World, device: torch.device) -> Iterator[None]:
     if world.size == 1 or distributed.is_initialized():
         yield
         return
-    distributed.init_process_group("nccl" if device.type == "cuda" else "gloo", rank=world.rank, world_size=world.size)
+    # The first process validates a finished fold alone while the others wait for it here.
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    distributed.init_process_group(backend, rank=world.rank, world_size=world.size, timeout=timedelta(days=1))
     try:
         yield
     finally:

@@ -106,7 +106,7 @@ def finish_epoch(state: TrainState, scores: OnlineScores, *, learning_rate: floa
     if not math.isfinite(mean_loss):
         raise DivergenceError(
             f"the training loss became {mean_loss} in epoch {state.epoch + 1}",
-            hint="start again from the last checkpoint with a smaller --lr, and look for NaN or huge values in the images",
+            hint="remove the fold and train with a smaller --lr; look for huge values in the images",
         )
     record = EpochRecord(
         epoch=state.epoch + 1,

@@ -1,4 +1,4 @@
-"""What happens after each epoch: a line, a log file, a checkpoint. A hook is a function of the state."""
+"""What happens after each epoch: a line, a log file, and costly things now and then. A hook is a function of the state."""
 
 from __future__ import annotations
 
@@ -9,14 +9,10 @@ from pathlib import Path
 
 from autoseg.log import duration, get_logger
 from autoseg.records import write_text
-from autoseg.training.checkpoint import save_checkpoint
 from autoseg.training.schedule import Schedule
 from autoseg.training.state import TrainState, history_rows
 
 _LOG = get_logger(__name__)
-
-# Writing a checkpoint after every short epoch would cost more than the epoch; losing a minute costs nobody much.
-SECONDS_BETWEEN_CHECKPOINTS = 60.0
 
 
 def log_epoch(schedule: Schedule) -> Callable[[TrainState], None]:
@@ -58,21 +54,8 @@ def write_log(path: Path) -> Callable[[TrainState], None]:
     return hook
 
 
-def checkpoint_now_and_then(path: Path, *, signature: str) -> Callable[[TrainState], None]:
-    """A checkpoint after an epoch if the last one is a minute old."""
-    written = time.monotonic()
-
-    def hook(state: TrainState) -> None:
-        nonlocal written
-        if time.monotonic() - written >= SECONDS_BETWEEN_CHECKPOINTS:
-            save_checkpoint(path, state, signature=signature)
-            written = time.monotonic()
-
-    return hook
-
-
 def now_and_then(hook: Callable[[TrainState], None], *, seconds: float) -> Callable[[TrainState], None]:
-    """Run a costly hook (a plot) on the first epoch and then at most once in ``seconds``."""
+    """Run a costly hook (a checkpoint, a plot) on the first epoch and then at most once in ``seconds``."""
     last: float | None = None
 
     def limited(state: TrainState) -> None:

@@ -14,9 +14,7 @@ CLIP_NORM = 12.0
 def make_optimizer(network: nn.Module, *, lr: float) -> torch.optim.Optimizer:
     """SGD over all trainable parameters; ``foreach`` updates them in few kernels."""
     parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
-    return torch.optim.SGD(
-        parameters, lr=lr, momentum=MOMENTUM, nesterov=True, weight_decay=WEIGHT_DECAY, foreach=True
-    )
+    return torch.optim.SGD(parameters, lr=lr, momentum=MOMENTUM, nesterov=True, weight_decay=WEIGHT_DECAY, foreach=True)
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:

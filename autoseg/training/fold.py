@@ -1,0 +1,320 @@
+"""One fold, from its cases to final weights."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from autoseg import records
+from autoseg.augment import Policy, make_policy
+from autoseg.errors import StoppedError
+from autoseg.log import duration, get_logger
+from autoseg.losses import segmentation_loss
+from autoseg.nets import build_network
+from autoseg.nets.device import choose_device, choose_precision
+from autoseg.schema.folders import FoldFolder
+from autoseg.schema.plan import Configuration, Plan
+from autoseg.schema.report import FoldRun
+from autoseg.schema.settings import TrainSettings
+from autoseg.schema.splits import Fold
+from autoseg.training import hooks
+from autoseg.training.checkpoint import load_checkpoint, save_checkpoint, save_weights
+from autoseg.training.compiled import try_compile
+from autoseg.training.data import PatchSource, batches
+from autoseg.training.distributed import World, joined_world, local_share, read_world, wrap
+from autoseg.training.fit import Hook, fit
+from autoseg.training.online import make_validation
+from autoseg.training.optim import make_optimizer
+from autoseg.training.sampling import TRAIN, VALIDATION, Stream
+from autoseg.training.schedule import Schedule
+from autoseg.training.state import TrainState
+from autoseg.training.step import Kitchen
+
+_LOG = get_logger(__name__)
+
+# Part of the steps of an epoch that validation patches may take when a time budget is kept.
+BUDGET_VALIDATION_PART = 8
+GPU_LOADERS = 12
+# Writing a checkpoint after every short epoch would cost more than the epoch; losing a minute costs nobody much.
+SECONDS_BETWEEN_CHECKPOINTS = 60.0
+SECONDS_BETWEEN_PLOTS = 30.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class FoldTask:
+    """Everything that decides one fold's weights, and where they go."""
+
+    plan: Plan
+    configuration: Configuration
+    settings: TrainSettings
+    name: str
+    cases: Fold
+    mirror_axes: tuple[int, ...]
+    store: Path
+    folder: FoldFolder
+    stop_file: Path
+
+    @property
+    def signature(self) -> str:
+        """Equal for two runs exactly if one may go on where the other stopped."""
+        plan = replace(self.configuration, why=(), cost=replace(self.configuration.cost, memory_bytes=0, flops=0))
+        parts = [
+            records.to_json(plan),
+            records.to_json(self.cases),
+            str(self.settings.seed),
+            str(self.settings.lr),
+            str(self.mirror_axes),
+        ]
+        return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def train_fold(
+    task: FoldTask,
+    *,
+    stop: Callable[[], bool],
+    target_seconds: Callable[[TrainState, Kitchen], float] | None = None,
+    draw_progress: Hook | None = None,
+) -> FoldRun:
+    """Train one fold to its end, going on from a checkpoint if there is one, and write its weights.
+
+    Args:
+        stop: asked before each step; True ends training with a checkpoint.
+        target_seconds: for a time budget, the training time of this fold, earlier runs included.
+        draw_progress: draws the curve; called now and then.
+
+    Raises:
+        StoppedError: ``stop`` said so; a checkpoint was written.
+        DivergenceError: the loss became NaN.
+    """
+    world = read_world()
+    device = choose_device(task.settings.device)
+    if device.type == "cuda" and world.size > 1:
+        device = torch.device("cuda", world.local_rank)
+    with joined_world(world, device):
+        return _train_fold(task, world, device, stop=stop, target_seconds=target_seconds, draw_progress=draw_progress)
+
+
+def _train_fold(
+    task: FoldTask,
+    world: World,
+    device: torch.device,
+    *,
+    stop: Callable[[], bool],
+    target_seconds: Callable[[TrainState, Kitchen], float] | None,
+    draw_progress: Hook | None,
+) -> FoldRun:
+    kitchen = make_kitchen(task, device, world)
+    state = make_state(task, kitchen)
+    if task.folder.checkpoint.exists():
+        load_checkpoint(task.folder.checkpoint, state, signature=task.signature, device=device)
+        _LOG.info("fold %s: going on after %d steps (%s)", task.name, state.step, duration(state.elapsed))
+    seconds = target_seconds(state, kitchen) if target_seconds is not None else None
+    schedule = make_schedule(task.settings, seconds)
+    if schedule.finished(state.step, state.elapsed) and task.folder.weights.exists():
+        return _record(task, state, seconds, "trained")
+    _announce(task, state, kitchen, schedule)
+    if world.is_first:
+        task.folder.weights.unlink(missing_ok=True)
+        records.save(task.folder.run, _record(task, state, seconds, "training"))
+    state.network = wrap(_compiled(task, state, kitchen), world, device)
+    finished = _run(task, state, kitchen, schedule, world, stop=stop, draw_progress=draw_progress)
+    if world.is_first:
+        save_checkpoint(task.folder.checkpoint, state, signature=task.signature)
+        hooks.write_log(task.folder.log)(state)
+        if draw_progress is not None and state.history:
+            draw_progress(state)
+    if not finished:
+        if world.is_first:
+            records.save(task.folder.run, _record(task, state, seconds, "training"))
+        raise StoppedError(
+            f"fold {task.name} was stopped after {state.step} steps; its checkpoint is written",
+            hint="run the same command again to go on",
+        )
+    record = _record(task, state, seconds, "trained")
+    if world.is_first:
+        metadata = {"configuration": task.configuration.name, "fold": task.name, "signature": task.signature}
+        save_weights(task.folder.weights, state.network, metadata=metadata)
+        records.save(task.folder.run, record)
+    return record
+
+
+def make_kitchen(task: FoldTask, device: torch.device, world: World) -> Kitchen:
+    configuration = task.configuration
+    masked = tuple(
+        index for index, scheme in enumerate(configuration.normalization) if scheme.scheme == "zscore_masked"
+    )
+    return Kitchen(
+        device=device,
+        precision=choose_precision(device),
+        patch_size=configuration.patch_size,
+        masked_channels=masked,
+        policy=_policy(task),
+        stream=Stream(seed=task.settings.seed, fold=task.name, kind=TRAIN),
+        first_sample=local_share(configuration.batch_size, world)[0],
+    )
+
+
+def _policy(task: FoldTask) -> Policy:
+    return make_policy(task.configuration, mirror_axes=task.mirror_axes)
+
+
+def make_state(task: FoldTask, kitchen: Kitchen) -> TrainState:
+    """A fresh network and optimizer; the seed and the fold decide the initial weights."""
+    configuration = task.configuration
+    torch.manual_seed(int(kitchen.stream.generator(0, 2**32 - 1).integers(2**62)))
+    network = build_network(
+        configuration.architecture,
+        configuration.topology,
+        ndim=configuration.ndim,
+        in_channels=len(task.plan.channels),
+        num_heads=task.plan.labels.num_heads,
+        patch_size=configuration.patch_size,
+    )
+    network = network.to(kitchen.device, memory_format=kitchen.memory_format)
+    network.train()
+    # float16 gradients underflow without scaling; bfloat16 has float32's range.
+    scaler = torch.amp.GradScaler(kitchen.device.type) if kitchen.precision is torch.float16 else None
+    return TrainState(network=network, optimizer=make_optimizer(network, lr=task.settings.lr), scaler=scaler)
+
+
+def make_schedule(settings: TrainSettings, seconds: float | None) -> Schedule:
+    steps = settings.epochs * settings.iterations if seconds is None else None
+    return Schedule(steps=steps, seconds=seconds, iterations=settings.iterations)
+
+
+def _compiled(task: FoldTask, state: TrainState, kitchen: Kitchen) -> torch.nn.Module:
+    if not task.settings.compile or kitchen.device.type != "cuda":
+        return state.network
+    share = local_share(task.configuration.batch_size, read_world())[1]
+    shape = (share, len(task.plan.channels), *task.configuration.patch_size)
+    example = torch.zeros(shape, device=kitchen.device).contiguous(memory_format=kitchen.memory_format)
+    return try_compile(state.network, example, precision=kitchen.precision)
+
+
+def _run(
+    task: FoldTask,
+    state: TrainState,
+    kitchen: Kitchen,
+    schedule: Schedule,
+    world: World,
+    *,
+    stop: Callable[[], bool],
+    draw_progress: Hook | None,
+) -> bool:
+    labels = task.plan.labels
+    train = patch_source(task, kitchen, world)
+    validation = replace(train, ids=task.cases.val, policy=None, stream=replace(kitchen.stream, kind=VALIDATION))
+    loss = segmentation_loss(labels, batch_dice=task.configuration.batch_dice, num_outputs=_outputs(task))
+    validate = make_validation(
+        validation,
+        labels=labels,
+        loss=segmentation_loss(labels, batch_dice=task.configuration.batch_dice, num_outputs=1),
+        kitchen=kitchen,
+        world=world,
+        count=_validation_batches(task.settings, schedule),
+    )
+    with batches(train, first_step=state.step, workers=_loaders(task.settings, kitchen.device)) as stream:
+        return fit(
+            state,
+            stream,
+            loss=loss,
+            validate=validate,
+            schedule=schedule,
+            initial_lr=task.settings.lr,
+            kitchen=kitchen,
+            world=world,
+            hooks=_hooks(task, schedule, draw_progress) if world.is_first else (),
+            stop=stop,
+        )
+
+
+def patch_source(task: FoldTask, kitchen: Kitchen, world: World) -> PatchSource:
+    first, share = local_share(task.configuration.batch_size, world)
+    return PatchSource(
+        store=str(task.store),
+        ids=task.cases.train,
+        num_labels=len(task.plan.labels.foreground),
+        patch_size=task.configuration.patch_size,
+        batch_size=share * world.size,
+        stream=kitchen.stream,
+        policy=kitchen.policy,
+        first_sample=first,
+        local_batch=share,
+    )
+
+
+def _outputs(task: FoldTask) -> int:
+    """Outputs of deep supervision: one per decoder stage."""
+    return max(1, task.configuration.topology.num_stages - 1)
+
+
+def _validation_batches(settings: TrainSettings, schedule: Schedule) -> Callable[[int], int]:
+    def count(epoch_steps: int) -> int:
+        if schedule.seconds is None:
+            return settings.val_iterations
+        return min(settings.val_iterations, max(4, epoch_steps // BUDGET_VALIDATION_PART))
+
+    return count
+
+
+def _loaders(settings: TrainSettings, device: torch.device) -> int:
+    """On a CPU the step itself needs every core; on a GPU reading must keep ahead of it."""
+    if settings.workers is not None:
+        return settings.workers
+    if device.type != "cuda":
+        return 0
+    from autoseg.parallel import cores
+
+    return max(1, min(GPU_LOADERS, cores() - 1))
+
+
+def _hooks(task: FoldTask, schedule: Schedule, draw_progress: Hook | None) -> Sequence[Hook]:
+    chosen = [
+        hooks.log_epoch(schedule),
+        hooks.write_log(task.folder.log),
+        hooks.now_and_then(lambda state: _keep(task, state, schedule), seconds=SECONDS_BETWEEN_CHECKPOINTS),
+    ]
+    if draw_progress is not None:
+        chosen.append(hooks.now_and_then(draw_progress, seconds=SECONDS_BETWEEN_PLOTS))
+    return chosen
+
+
+def _keep(task: FoldTask, state: TrainState, schedule: Schedule) -> None:
+    save_checkpoint(task.folder.checkpoint, state, signature=task.signature)
+    records.save(task.folder.run, _record(task, state, schedule.seconds, "training"))
+
+
+def _announce(task: FoldTask, state: TrainState, kitchen: Kitchen, schedule: Schedule) -> None:
+    precision = "float32" if kitchen.precision is None else str(kitchen.precision).removeprefix("torch.")
+    length = (
+        f"{schedule.steps} steps" if schedule.steps is not None else f"{duration(schedule.seconds or 0.0)} of training"
+    )
+    _LOG.info(
+        "fold %s: %d training and %d validation cases, %s on %s in %s, batch %d of %s",
+        task.name,
+        len(task.cases.train),
+        len(task.cases.val),
+        length,
+        kitchen.device,
+        precision,
+        task.configuration.batch_size,
+        "x".join(str(length) for length in task.configuration.patch_size),
+    )
+
+
+def _record(task: FoldTask, state: TrainState, seconds: float | None, status: str) -> FoldRun:
+    return FoldRun(
+        fold=task.name,
+        status=status,
+        signature=task.signature,
+        target_epochs=task.settings.epochs if seconds is None else None,
+        target_seconds=seconds,
+        budget=task.settings.time_budget,
+        epochs=state.epoch,
+        steps=state.step,
+        seconds=state.elapsed,
+    )
