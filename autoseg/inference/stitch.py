@@ -1,0 +1,150 @@
+"""Windows to a volume of logits, plane by plane, without ever holding the volume.
+
+Windows are visited in z order. Weighted logits and weights gather in ring buffers that span the windows in flight;
+as soon as no further window can reach a plane, the plane is divided by its weights and handed on. Memory is
+``heads * patch_z * y * x`` numbers, whatever the length of the volume.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from autoseg.errors import DivergenceError
+from autoseg.inference.tiles import Group, centred_padding, gaussian_window, tile_groups
+from autoseg.schema.fingerprint import Shape
+
+Evaluate = Callable[[Tensor], Tensor]
+
+# Finished planes are handed on in pieces of about this size.
+_PIECE_BYTES = 64_000_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sweep:
+    """How windows pass over a volume. ``patch`` is (z, y, x); a patch of one plane visits every plane.
+
+    ``per_batch`` windows go through the network at once. The accumulators lie on ``device`` in ``dtype``.
+    """
+
+    patch: Shape
+    heads: int
+    step: float = 0.5
+    per_batch: int = 1
+    device: torch.device = torch.device("cpu")
+    dtype: torch.dtype = torch.float32
+
+
+def ring_bytes(shape: Shape, sweep: Sweep) -> int:
+    """Bytes that the accumulators take for an image of shape (z, y, x)."""
+    padded = _padded(shape, sweep.patch)
+    _, span = tile_groups(padded, sweep.patch, sweep.step, per_batch=sweep.per_batch)
+    voxels = span * padded[1] * padded[2]
+    return voxels * (sweep.heads * sweep.dtype.itemsize + torch.float32.itemsize)
+
+
+def stitch(image: np.ndarray, evaluate: Evaluate, sweep: Sweep) -> Iterator[np.ndarray]:
+    """Logits of an image, in z order.
+
+    Args:
+        image: (c, z, y, x) float32. Where it is smaller than the patch, zeros surround it.
+        evaluate: windows (b, c, *patch) on the CPU to logits (b, heads, *patch) on any device; the result may be
+            overwritten.
+
+    Yields:
+        Weighted means of the logits, (heads, dz, y, x) float32, which cover the z axis without gap or overlap.
+
+    Raises:
+        DivergenceError: a logit is NaN or infinite.
+        SettingError: a step size outside (0, 1].
+    """
+    volume = torch.from_numpy(image)
+    shape = tuple(image.shape[1:])
+    padding = centred_padding(shape, sweep.patch)
+    before = tuple(low for low, _ in padding)
+    padded = _padded(shape, sweep.patch)
+    groups, span = tile_groups(padded, sweep.patch, sweep.step, per_batch=sweep.per_batch)
+    ring = _Ring(span, padded, sweep)
+    inside = (slice(before[1], before[1] + shape[1]), slice(before[2], before[2] + shape[2]))
+    for group in groups:
+        _gather(volume, group, before, evaluate, ring, sweep)
+        for first, piece in ring.take(group.first, group.done):
+            low = max(before[0] - first, 0)
+            high = min(before[0] + shape[0] - first, piece.shape[1])
+            if low < high:
+                yield _checked(piece[:, low:high, inside[0], inside[1]])
+
+
+def _padded(shape: Shape, patch: Shape) -> Shape:
+    return tuple(max(length, size) for length, size in zip(shape, patch, strict=True))
+
+
+def _gather(volume: Tensor, group: Group, before: Shape, evaluate: Evaluate, ring: _Ring, sweep: Sweep) -> None:
+    for index in range(0, len(group.corners), sweep.per_batch):
+        corners = group.corners[index : index + sweep.per_batch]
+        batch = torch.zeros((len(corners), volume.shape[0], *sweep.patch))
+        for window, corner in zip(batch, corners, strict=True):
+            _copy_window(volume, window, tuple(start - low for start, low in zip(corner, before, strict=True)))
+        for corner, logits in zip(corners, evaluate(batch).to(sweep.device), strict=True):
+            ring.add(corner, logits)
+
+
+def _copy_window(volume: Tensor, window: Tensor, start: Shape) -> None:
+    """Copy what ``window`` (c, *patch) at ``start`` sees of the volume; the rest keeps its zeros."""
+    source, target = [slice(None)], [slice(None)]
+    for first, size, length in zip(start, window.shape[1:], volume.shape[1:], strict=True):
+        low, high = max(first, 0), min(first + size, length)
+        source.append(slice(low, high))
+        target.append(slice(low - first, high - first))
+    window[tuple(target)] = volume[tuple(source)]
+
+
+def _checked(logits: Tensor) -> np.ndarray:
+    if not bool(torch.isfinite(logits).all()):
+        raise DivergenceError(
+            "the network returned NaN or infinite values",
+            hint="look whether the image holds extreme values and whether training went well; --device cpu avoids "
+            "half precision",
+        )
+    return logits.cpu().contiguous().numpy()
+
+
+class _Ring:
+    """Sums over the planes in flight; plane z lies in slot z modulo the span."""
+
+    def __init__(self, span: int, padded: Shape, sweep: Sweep) -> None:
+        self._span = span
+        self._sums = torch.zeros((sweep.heads, span, *padded[1:]), dtype=sweep.dtype, device=sweep.device)
+        self._weights = torch.zeros((span, *padded[1:]), device=sweep.device)
+        self._window = torch.from_numpy(gaussian_window(sweep.patch)).to(sweep.device)
+
+    def add(self, corner: tuple[int, int, int], logits: Tensor) -> None:
+        """Add weighted logits (heads, *patch), which are overwritten, at a corner (z, y, x)."""
+        z, y, x = corner
+        depth, height, width = self._window.shape
+        logits = logits.mul_(self._window)
+        taken = 0
+        while taken < depth:
+            slot = (z + taken) % self._span
+            count = min(depth - taken, self._span - slot)
+            place = (slice(slot, slot + count), slice(y, y + height), slice(x, x + width))
+            self._sums[(slice(None), *place)] += logits[:, taken : taken + count]
+            self._weights[place] += self._window[taken : taken + count]
+            taken += count
+
+    def take(self, first: int, stop: int) -> Iterator[tuple[int, Tensor]]:
+        """Weighted means of the planes ``first`` to ``stop``, as (first plane, (heads, dz, y, x)); frees their slots."""
+        plane_bytes = self._sums[:, 0].numel() * torch.float32.itemsize
+        depth = max(1, _PIECE_BYTES // plane_bytes)
+        while first < stop:
+            slot = first % self._span
+            count = min(depth, stop - first, self._span - slot)
+            sums, weights = self._sums[:, slot : slot + count], self._weights[slot : slot + count]
+            yield first, sums.float() / weights
+            sums.zero_()
+            weights.zero_()
+            first += count
