@@ -1,0 +1,91 @@
+"""Sums of voxels per class without one-hot tensors, and the counts behind the online Dice."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from autoseg.schema.dataset import Labels
+
+# On a GPU every voxel of a class adds to one number; spread over this many they do not queue up behind each other.
+_LANES = 256
+
+
+def class_sums(index: Tensor, num_classes: int, weights: Tensor | None = None) -> Tensor:
+    """Per sample and class, how many voxels there are, or the sum of their weights.
+
+    Args:
+        index: (b, n) int64 in 0 .. num_classes - 1.
+        weights: (b, n) floating, or None to count. Has no gradient.
+
+    Returns:
+        (b, num_classes); float64 for weights, else int64. Never waits for the device.
+    """
+    b, n = index.shape
+    kind = torch.int64 if weights is None else torch.float64
+    if index.device.type == "cpu":
+        rows = torch.arange(b).unsqueeze(1) * num_classes
+        sums = torch.bincount(
+            (index + rows).flatten(),
+            weights=None if weights is None else weights.flatten(),
+            minlength=b * num_classes,
+        )
+        return sums.view(b, num_classes).to(kind)
+    lanes = torch.arange(n, device=index.device) % _LANES
+    # Fixed point, because integer additions give the same sum in any order and runs stay repeatable.
+    values = torch.ones_like(index) if weights is None else (weights.double() * _FIXED).round().to(torch.int64)
+    sums = torch.zeros((b, num_classes * _LANES), dtype=torch.int64, device=index.device)
+    sums.scatter_add_(1, index * _LANES + lanes, values)
+    total = sums.view(b, num_classes, _LANES).sum(2)
+    return total if weights is None else total.double() / _FIXED
+
+
+_FIXED = 2.0**32
+
+
+def region_table(labels: Labels, device: torch.device) -> Tensor:
+    """(internal indices, regions) bool: which region holds which leaf; the row of the ignore index is False."""
+    table = torch.zeros((len(labels.leaves) + 1, len(labels.foreground)), dtype=torch.bool)
+    for column, label in enumerate(labels.foreground):
+        table[list(labels.internal(label)), column] = True
+    return table.to(device)
+
+
+def region_masks(index: Tensor, labels: Labels) -> Tensor:
+    """Internal indices (b, n) int64 -> (b, regions, n) bool."""
+    table = region_table(labels, index.device)
+    return torch.stack([table[:, column][index] for column in range(table.shape[1])], dim=1)
+
+
+@torch.no_grad()
+def dice_counts(logits: Tensor, target: Tensor, labels: Labels) -> tuple[Tensor, Tensor, Tensor]:
+    """True positives, false positives and false negatives per foreground label, over batch and voxels.
+
+    Args:
+        logits: (b, heads, *spatial); a label's prediction is the argmax, a region's is a logit above 0.
+        target: (b, 1, *spatial) internal indices; ignored voxels count nowhere.
+
+    Returns:
+        Three int64 tensors (len(labels.foreground),) on the device of the logits; nothing waits for the device.
+    """
+    index = target.flatten(1).to(device=logits.device, dtype=torch.int64)
+    if labels.has_regions:
+        return _region_counts(logits.flatten(2) > 0, index, labels)
+    predicted = logits.argmax(1).flatten(1)
+    # Voxels to leave out go to a bin behind the last class.
+    bins = len(labels.leaves) + 1
+    outside = torch.full_like(index, bins - 1)
+    if labels.ignore_index is not None:
+        predicted = torch.where(index == labels.ignore_index, outside, predicted)
+    agreed = torch.where(index == predicted, index, outside)
+    columns = [labels.internal(label)[0] for label in labels.foreground]
+    tp, in_prediction, in_target = (class_sums(voxels, bins).sum(0)[columns] for voxels in (agreed, predicted, index))
+    return tp, in_prediction - tp, in_target - tp
+
+
+def _region_counts(predicted: Tensor, index: Tensor, labels: Labels) -> tuple[Tensor, Tensor, Tensor]:
+    truth = region_masks(index, labels)
+    if labels.ignore_index is not None:
+        predicted = predicted & (index != labels.ignore_index).unsqueeze(1)
+    tp, fp, fn = predicted & truth, predicted & ~truth, truth & ~predicted
+    return tp.sum((0, 2)), fp.sum((0, 2)), fn.sum((0, 2))
