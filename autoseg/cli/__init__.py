@@ -1,0 +1,1 @@
+"""Command line: flags to settings to a pipeline. No decisions are made here."""

@@ -1,0 +1,187 @@
+"""The table of commands: what each one is called, which settings it takes, and which pipeline it runs."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from autoseg.schema.settings import (
+    CommonSettings,
+    DemoSettings,
+    EvaluateSettings,
+    PredictSettings,
+    PrepareSettings,
+    TrainSettings,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Command:
+    """``target`` is "module:function", imported only when the command runs.
+
+    ``groups`` arrange the fields in the help; a field that no group names is shown under "general".
+    """
+
+    verb: str
+    summary: str
+    description: str
+    settings: type[CommonSettings]
+    target: str
+    examples: tuple[tuple[str, str], ...]
+    required: tuple[str, ...] = ()
+    groups: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+    @property
+    def script(self) -> str:
+        return f"autoseg_{self.verb}"
+
+    def load(self) -> Callable[[CommonSettings], Any]:
+        """The function behind ``target``; importing it brings numpy, torch and the rest."""
+        module, _, function = self.target.partition(":")
+        result: Callable[[CommonSettings], Any] = getattr(importlib.import_module(module), function)
+        return result
+
+
+_PREPARE_GROUPS = {
+    "dataset": ("dataset", "verify", "tolerance"),
+    "plan": ("configurations", "arch", "memory", "device", "spacing", "patch_size", "batch_size"),
+    "work": ("workers", "clean"),
+}
+
+_COMMANDS = (
+    Command(
+        verb="plan_and_preprocess",
+        summary="measure a dataset, plan the training, preprocess the images",
+        description="Check a dataset, measure it, plan a training for it and preprocess its images. "
+        "The same as autoseg_fingerprint, autoseg_plan and autoseg_preprocess one after the other; "
+        "what is already done and still fits is not done again.",
+        settings=PrepareSettings,
+        target="autoseg.pipeline.prepare:plan_and_preprocess",
+        groups=_PREPARE_GROUPS,
+        examples=(
+            ("autoseg_plan_and_preprocess -d 3", "ready for autoseg_train"),
+            ("autoseg_plan_and_preprocess -d 3 -c 2d 3d_fullres", "two ways to train"),
+            ("autoseg_plan_and_preprocess -d 3 --memory 8GB", "plan for a GPU with 8 GB"),
+            ("autoseg_plan_and_preprocess -d ~/Dataset003_Liver", "a dataset elsewhere"),
+        ),
+    ),
+    Command(
+        verb="fingerprint",
+        summary="measure a dataset: shapes, spacings, classes, intensities",
+        description="Check every file of a dataset and measure it: shapes, spacings, class volumes, connected "
+        "components and intensities, per case and together, in one JSON file.",
+        settings=PrepareSettings,
+        target="autoseg.pipeline.prepare:fingerprint",
+        groups=_PREPARE_GROUPS,
+        examples=(
+            ("autoseg_fingerprint -d 3", "measure it, or list its faults"),
+            ("autoseg_fingerprint -d 3 --tolerance 1", "bear 1 mm between image and label"),
+            ("autoseg_fingerprint -d 3 -w 2", "two processes, when memory is short"),
+        ),
+    ),
+    Command(
+        verb="plan",
+        summary="plan the training from the fingerprint, show the plan as a table",
+        description="Decide spacing, patch size, network and batch size from the fingerprint, show the plan as "
+        "a table and say why. The plan is a JSON file that you may edit before preprocessing.",
+        settings=PrepareSettings,
+        target="autoseg.pipeline.prepare:plan",
+        groups=_PREPARE_GROUPS,
+        examples=(
+            ("autoseg_plan -d 3", "plan for this machine"),
+            ("autoseg_plan -d 3 --memory 24GB --device cuda", "plan for another one"),
+            ("autoseg_plan -d 3 --spacing 3,1,1 --patch-size 32,96,96", "decide two things"),
+        ),
+    ),
+    Command(
+        verb="preprocess",
+        summary="crop, normalise and resample the images as planned",
+        description="Crop, normalise and resample every case as the plan says. A run that was stopped goes on "
+        "with the missing cases; a changed plan starts afresh.",
+        settings=PrepareSettings,
+        target="autoseg.pipeline.prepare:preprocess",
+        groups=_PREPARE_GROUPS,
+        examples=(
+            ("autoseg_preprocess -d 3", "what autoseg_train needs"),
+            ("autoseg_preprocess -d 3 -c 2d 3d_fullres", "two configurations"),
+            ("autoseg_preprocess -d 3 --clean -w 0", "all again, in one process"),
+        ),
+    ),
+    Command(
+        verb="train",
+        summary="train the folds one after the other and validate them",
+        description="Train the folds of a dataset one after the other and score each on its held-out cases. "
+        "Ctrl-C, or an empty file STOP in the model folder, ends with a checkpoint; the same command goes on "
+        "from there.",
+        settings=TrainSettings,
+        target="autoseg.pipeline.train:train",
+        groups={
+            "what": ("dataset", "configuration", "fold", "folds", "splits"),
+            "how long": ("epochs", "iterations", "val_iterations", "time_budget"),
+            "recipe": ("lr", "batch_size", "seed", "mirror"),
+            "machine": ("device", "workers", "compile"),
+            "afterwards": ("validate",),
+        },
+        examples=(
+            ("autoseg_train", "all folds of the dataset planned last"),
+            ("autoseg_train --time-budget 2h", "the same, fitted to two hours"),
+            ("autoseg_train -d 3 -c 2d -f 0", "one fold of the 2D configuration"),
+            ("autoseg_train -d 3 -f all --epochs 2000", "one model on every case, longer"),
+            ("autoseg_train -d 3 --splits splits.json", "folds of your own"),
+        ),
+    ),
+    Command(
+        verb="predict",
+        summary="segment new images with every trained fold",
+        description="Segment new images with the ensemble of all trained folds. An image that cannot be read "
+        "does not stop the others; it is listed at the end and the exit status is 6.",
+        settings=PredictSettings,
+        target="autoseg.pipeline.predict:predict",
+        required=("inputs", "outputs"),
+        groups={
+            "files": ("inputs", "outputs", "continue_", "save_probabilities"),
+            "model": ("model", "dataset", "configuration", "fold"),
+            "accuracy and speed": ("tta", "step_size", "device", "memory"),
+        },
+        examples=(
+            ("autoseg_predict -i in -o out", "with the model trained last"),
+            ("autoseg_predict -i in -o out --continue", "only what is not done yet"),
+            ("autoseg_predict -i scan.nii.gz -o out -m model", "one image"),
+            ("autoseg_predict -i in -o out --tta", "mirror too: slower, better"),
+        ),
+    ),
+    Command(
+        verb="evaluate",
+        summary="score segmentations against reference labels",
+        description="Score segmentations against references, per case and class: Dice, IoU, precision, recall, "
+        "volumes, surface distances and lesion-wise F1, in summary.json and scores.csv.",
+        settings=EvaluateSettings,
+        target="autoseg.pipeline.evaluate:evaluate",
+        required=("references", "predictions"),
+        groups={"files": ("references", "predictions", "labels", "output"), "how": ("tolerance", "workers")},
+        examples=(
+            ("autoseg_evaluate -r labelsTs -p out", "summary.json in out"),
+            ("autoseg_evaluate -r labelsTs -p out --tolerance 1", "surface Dice, 1 mm"),
+            ("autoseg_evaluate -r labelsTs -p out --labels dataset.json", "names of labels"),
+        ),
+    ),
+    Command(
+        verb="demo",
+        summary="generate a small dataset and walk through every stage",
+        description="Generate a small labelled 3D dataset and walk through every stage with the commands that "
+        "you would type: plan, preprocess, train five folds, segment held-out cases, score them. A few minutes on "
+        "two cores, no GPU needed.",
+        settings=DemoSettings,
+        target="autoseg.cli.walk:demo",
+        groups={"data": ("cases", "test_cases", "seed", "data_only"), "training": ("time_budget",)},
+        examples=(
+            ("autoseg_demo", "everything, in ./autoseg_data"),
+            ("autoseg_demo --workdir demo --time-budget 10m", "elsewhere, and longer"),
+            ("autoseg_demo --data-only", "only the dataset"),
+        ),
+    ),
+)
+
+COMMANDS: Mapping[str, Command] = {command.verb: command for command in _COMMANDS}
