@@ -8,7 +8,7 @@ as soon as no further window can reach a plane, the plane is divided by its weig
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -35,7 +35,7 @@ class Sweep:
     heads: int
     step: float = 0.5
     per_batch: int = 1
-    device: torch.device = torch.device("cpu")
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     dtype: torch.dtype = torch.float32
 
 
@@ -137,7 +137,7 @@ class _Ring:
             taken += count
 
     def take(self, first: int, stop: int) -> Iterator[tuple[int, Tensor]]:
-        """Weighted means of the planes ``first`` to ``stop``, as (first plane, (heads, dz, y, x)); frees their slots."""
+        """Weighted means of planes ``first`` to ``stop`` as (plane, (heads, dz, y, x)); their slots are free then."""
         plane_bytes = self._sums[:, 0].numel() * torch.float32.itemsize
         depth = max(1, _PIECE_BYTES // plane_bytes)
         while first < stop:
