@@ -22,6 +22,7 @@ from autoseg.io import itk
 from autoseg.io.volume import Geometry, Volume
 
 _HEADER_SIZE = 348
+_HEADER_SIZE_2 = 540
 _ORDERS: tuple[Literal["<", ">"], ...] = ("<", ">")
 _SHEAR_LIMIT_MM = 0.1
 # NIfTI-1 standard (nifti1.h), datatype codes; colours are three or four bytes per voxel.

@@ -1,0 +1,241 @@
+"""Preprocessed cases of one configuration on disk: Blosc2 arrays, JSON properties, memory-mapped locations.
+
+``<id>.image.b2nd``      float32 (channel, z, y, x)
+``<id>.label.b2nd``      uint8 or int16 (1, z, y, x), internal indices
+``<id>.locations.npy``   int32 (N, 3): voxels (z, y, x) of every head, one head after the other
+``<id>.json``            shapes, properties, which rows belong to which head, and the sizes of the three files
+``manifest.json``        the hash of everything that made the store
+
+A case counts only when its JSON, which is written last, agrees with its files. So a killed run leaves nothing that
+is taken for whole, and the same run started again only does what is missing.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import blosc2
+import numpy as np
+
+from autoseg.errors import DatasetError
+from autoseg.records import atomic_path, write_text
+
+_VERSION = 1
+_MANIFEST = "manifest.json"
+_PARTS = (".image.b2nd", ".label.b2nd", ".locations.npy")
+_BLOCK_BYTES = 128 * 1024
+_CHUNK_BYTES = 4 * 1024 * 1024
+# Each open case holds two files open; systems allow some 1000 per process.
+_OPEN_CASES = 128
+
+
+@dataclass(frozen=True)
+class StoredCase:
+    """A case whose arrays are read piecewise: ``case.image[:, 3:9, ...]`` unpacks only what it needs."""
+
+    id: str
+    image: blosc2.NDArray
+    label: blosc2.NDArray
+    properties: dict[str, Any]
+    _locations: Path
+    _rows: Mapping[str, Sequence[int]]
+
+    def locations(self, head: int) -> np.ndarray:
+        """Memory-mapped int32 (N, 3) voxels of a head; N is 0 for a head without voxels."""
+        start, stop = self._rows.get(str(head), (0, 0))
+        if start == stop:
+            return np.empty((0, 3), dtype=np.int32)
+        return np.load(self._locations, mmap_mode="r", allow_pickle=False)[start:stop]
+
+    @property
+    def heads(self) -> tuple[int, ...]:
+        """The heads that have voxels in this case."""
+        return tuple(int(head) for head, (start, stop) in self._rows.items() if stop > start)
+
+
+class CaseStore:
+    """A folder of preprocessed cases. It keeps recently used cases open, and travels to workers as its path."""
+
+    def __init__(self, root: Path | str) -> None:
+        self.root = Path(root)
+        self._open: OrderedDict[str, StoredCase] = OrderedDict()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return CaseStore, (self.root,)
+
+    def begin(self, content_hash: str) -> None:
+        """Start or continue: a store that another hash made is emptied, and half-written files are removed."""
+        self._open.clear()
+        self.root.mkdir(parents=True, exist_ok=True)
+        manifest = self.root / _MANIFEST
+        if self.content_hash() != content_hash:
+            # The manifest goes first: killed between here and the end, this is done again.
+            manifest.unlink(missing_ok=True)
+            for pattern in (*(f"*{part}" for part in _PARTS), "*.json"):
+                _remove(self.root, pattern)
+            write_text(manifest, json.dumps({"version": _VERSION, "hash": content_hash}) + "\n")
+        _remove(self.root, ".*.partial*")
+
+    def content_hash(self) -> str | None:
+        """The hash that the store was begun with; None if it was not, or by another version."""
+        manifest = _read_json(self.root / _MANIFEST)
+        return manifest.get("hash") if manifest.get("version") == _VERSION else None
+
+    def write_case(
+        self,
+        id: str,  # noqa: A002 - the field's word
+        image: np.ndarray,
+        label: np.ndarray,
+        properties: Mapping[str, Any],
+        locations: Mapping[int, np.ndarray],
+        patch_size: Sequence[int],
+    ) -> None:
+        """Write one case; several processes may write different cases of one store.
+
+        Args:
+            image: (channel, z, y, x), stored as float32.
+            label: (z, y, x) or (1, z, y, x) internal indices, stored as uint8 or int16.
+            properties: JSON values.
+            locations: head -> (N, 3) voxels (z, y, x).
+            patch_size: what training reads at once; two entries for slices along axis 0.
+
+        Raises:
+            ResourceError: the disk is full.
+        """
+        self._open.pop(id, None)
+        self._path(id, ".json").unlink(missing_ok=True)
+        label = label if label.ndim == 4 else label[np.newaxis]
+        kind = np.uint8 if label.min(initial=0) >= 0 and label.max(initial=0) <= 255 else np.int16
+        patch = (1,) * (3 - len(patch_size)) + tuple(patch_size)
+        _write_array(self._path(id, _PARTS[0]), image.astype(np.float32, copy=False), patch)
+        _write_array(self._path(id, _PARTS[1]), label.astype(kind, copy=False), patch)
+        rows: dict[str, list[int]] = {}
+        start = 0
+        for head, voxels in locations.items():
+            rows[str(head)] = [start, start + len(voxels)]
+            start += len(voxels)
+        parts = [np.asarray(voxels, dtype=np.int32).reshape(-1, 3) for voxels in locations.values()]
+        with atomic_path(self._path(id, _PARTS[2])) as temporary:
+            np.save(temporary, np.concatenate(parts) if parts else np.empty((0, 3), np.int32), allow_pickle=False)
+        description = {
+            "version": _VERSION,
+            "id": id,
+            "shape": list(image.shape),
+            "properties": properties,
+            "locations": rows,
+            "bytes": {part: self._path(id, part).stat().st_size for part in _PARTS},
+        }
+        write_text(self._path(id, ".json"), json.dumps(description, indent=1, allow_nan=False) + "\n")
+
+    def is_complete(self, id: str) -> bool:  # noqa: A002
+        """Whether the case is there and its files have the sizes that its JSON tells."""
+        return self._agrees(id, _read_json(self._path(id, ".json")))
+
+    def ids(self) -> tuple[str, ...]:
+        """The complete cases, sorted."""
+        found = (path.name.removesuffix(".json") for path in self.root.glob("*.json") if path.name != _MANIFEST)
+        return tuple(sorted(id_ for id_ in found if self.is_complete(id_)))
+
+    def open(self, id: str) -> StoredCase:  # noqa: A002
+        """Open a case lazily, or give the one that is open already.
+
+        Raises:
+            DatasetError: the case is missing or incomplete.
+        """
+        if id in self._open:
+            self._open.move_to_end(id)
+            return self._open[id]
+        description = _read_json(self._path(id, ".json"))
+        if not self._agrees(id, description):
+            raise DatasetError(
+                f"case {id} is missing or incomplete in {self.root}", hint="run autoseg_plan_and_preprocess again"
+            )
+        case = StoredCase(
+            id=id,
+            image=_open_array(self._path(id, _PARTS[0])),
+            label=_open_array(self._path(id, _PARTS[1])),
+            properties=description["properties"],
+            _locations=self._path(id, _PARTS[2]),
+            _rows=description["locations"],
+        )
+        self._open[id] = case
+        while len(self._open) > _OPEN_CASES:
+            self._open.popitem(last=False)
+        return case
+
+    def _path(self, id_: str, ending: str) -> Path:
+        return self.root / f"{id_}{ending}"
+
+    def _agrees(self, id_: str, description: Mapping[str, Any]) -> bool:
+        sizes = description.get("bytes")
+        if description.get("version") != _VERSION or not isinstance(sizes, dict):
+            return False
+        try:
+            return all(self._path(id_, part).stat().st_size == sizes.get(part) for part in _PARTS)
+        except OSError:
+            return False
+
+
+def chunk_shapes(
+    shape: Sequence[int], patch_size: Sequence[int], itemsize: int
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Chunks and blocks for reading patches at random places; shapes are (channel, z, y, x), patches (z, y, x).
+
+    A block is unpacked as a whole and should fit the cache of a core; a chunk is found and read as a whole. Both
+    keep channels apart and are as like the patch as they can be. A block starts as the patch and is halved along
+    the axis on which it is largest, for its part of the patch, until it has 128 KiB; a chunk is a block that grows
+    back by doubling, to one patch at most and to 4 MiB.
+    """
+    limit = [min(length, size) for length, size in zip(shape[1:], patch_size, strict=True)]
+    block = list(limit)
+    while int(np.prod(block)) * itemsize > _BLOCK_BYTES and max(block) > 1:
+        axis = max(range(3), key=lambda axis: (block[axis], -axis))
+        block[axis] = -(-block[axis] // 2)
+    chunk = list(block)
+    while True:
+        growing = [axis for axis in range(3) if chunk[axis] < limit[axis]]
+        fitting = [axis for axis in growing if 2 * int(np.prod(chunk)) * itemsize <= _CHUNK_BYTES]
+        if not fitting:
+            return (1, *chunk), (1, *block)
+        axis = min(fitting, key=lambda axis: chunk[axis] / limit[axis])
+        chunk[axis] = min(2 * chunk[axis], shape[1 + axis])
+
+
+def _write_array(path: Path, array: np.ndarray, patch: Sequence[int]) -> None:
+    chunks, blocks = chunk_shapes(array.shape, patch, array.dtype.itemsize)
+    compression = {"codec": blosc2.Codec.LZ4, "clevel": 5, "filters": [blosc2.Filter.SHUFFLE], "nthreads": 1}
+    with atomic_path(path) as temporary:
+        blosc2.asarray(
+            np.ascontiguousarray(array),
+            urlpath=str(temporary),
+            mode="w",
+            chunks=chunks,
+            blocks=blocks,
+            cparams=compression,
+        )
+
+
+def _open_array(path: Path) -> blosc2.NDArray:
+    # Workers of a data loader share the cores already; mapped files are shared among them.
+    mapped = {} if os.name == "nt" else {"mmap_mode": "r"}
+    return blosc2.open(str(path), mode="r", dparams={"nthreads": 1}, **mapped)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """The object in a file; empty if there is none or it cannot be read."""
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return data if isinstance(data, dict) else {}
+
+
+def _remove(folder: Path, pattern: str) -> None:
+    for path in folder.glob(pattern):
+        path.unlink(missing_ok=True)
