@@ -86,7 +86,7 @@ class _SoftmaxDiceCE(torch.autograd.Function):
         slope_hit, slope_mass = slope_hit * upstream, slope_mass * upstream
         ce = upstream / ctx.count
         hit = p.gather(1, voxels).squeeze(1) * slope_hit.gather(1, index)
-        # d loss / d z_k = p_k (g_k - sum_j g_j p_j), where g is the derivative by p; cross-entropy adds (p_k - y_k) / n.
+        # d loss / d z_k = p_k (g_k - sum_j g_j p_j) with g = d loss / d p; cross-entropy adds (p_k - y_k) / count.
         common = ce - hit - torch.bmm(slope_mass.unsqueeze(1), p).squeeze(1)
         step = max(1, _CHUNK // (p.shape[0] * p.shape[1]))
         for start in range(0, p.shape[2], step):

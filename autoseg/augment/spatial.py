@@ -1,0 +1,90 @@
+"""Turn, zoom, cut and mirror one patch and its label together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from autoseg.augment.policy import Spatial
+
+# Voxels of image channels and label indicators that are interpolated at once; beyond it labels take turns.
+_VOXELS_AT_ONCE = 2**25
+
+
+def apply_spatial(image: Tensor, label: Tensor, spatial: Spatial, patch_size: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Cut a patch out of the centre of a larger one, turned, zoomed and mirrored.
+
+    Args:
+        image: (c, *extent) float32, interpolated (tri)linearly; outside of it is 0.
+        label: (1, *extent) signed or unsigned integers. Each voxel gets the label with the largest linearly
+            interpolated indicator; outside is -1 if any label is negative, else 0.
+        spatial: what ``draw_spatial`` drew. Nothing lies outside if ``extent`` is its ``source_extent``.
+
+    Returns:
+        (c, *patch_size) and (1, *patch_size) of the same types; views of the inputs where nothing is to be done.
+    """
+    patch = tuple(patch_size)
+    if spatial.identity:
+        image, label = _centre(image, patch), _centre(label, patch)
+    else:
+        image, label = _resample(image, label, spatial, patch)
+    if spatial.flips:
+        axes = [axis + 1 for axis in spatial.flips]
+        image, label = image.flip(axes), label.flip(axes)
+    return image, label
+
+
+def _centre(array: Tensor, shape: Sequence[int]) -> Tensor:
+    for axis, size in enumerate(shape, start=1):
+        array = array.narrow(axis, (array.shape[axis] - size) // 2, size)
+    return array
+
+
+def _resample(image: Tensor, label: Tensor, spatial: Spatial, patch: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    moved = len(spatial.matrix)
+    still = patch[:-moved]
+    image = _centre(image, still)
+    label = _centre(label, still)
+    grid = _sampling_grid(spatial, tuple(image.shape[-moved:]), patch[-moved:], image)
+
+    def sample(volumes: Tensor) -> Tensor:
+        # Axes that stay are folded into the channels: slices of a 3D patch are 2D images with one common grid.
+        flat = volumes.reshape(1, -1, *volumes.shape[-moved:])
+        out = F.grid_sample(flat, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+        return out.view(volumes.shape[0], *patch)
+
+    values = _present(label)
+    outside = min(0, values[0])
+    values = [value for value in values if value != outside]
+    if (len(image) + len(values)) * label.numel() <= _VOXELS_AT_ONCE:
+        # Finding the eight neighbours is most of the work: do it once for the image and all labels.
+        sampled = sample(torch.cat([image, *(label == value for value in values)]))
+        image, scores = sampled[: len(image)], iter(sampled[len(image) :])
+    else:
+        scores = (sample((label == value).to(image.dtype))[0] for value in values)
+        image = sample(image)
+    winner = torch.full(patch, outside, dtype=label.dtype, device=label.device)
+    best, rest = torch.zeros_like(winner, dtype=image.dtype), torch.ones_like(winner, dtype=image.dtype)
+    for value, score in zip(values, scores, strict=True):
+        winner.masked_fill_(score > best, value)
+        best = torch.maximum(best, score)
+        rest.sub_(score)
+    # What the indicators leave of 1 is the indicator of the outside.
+    return image, winner.masked_fill_(rest > best, outside)[None]
+
+
+def _sampling_grid(spatial: Spatial, extent: tuple[int, ...], patch: tuple[int, ...], like: Tensor) -> Tensor:
+    """The source of every output voxel in grid_sample's terms: x first, edges of the array at -1 and 1."""
+    matrix = torch.from_numpy(spatial.matrix)
+    scaled = matrix * torch.tensor(patch, dtype=torch.float64) / torch.tensor(extent, dtype=torch.float64)[:, None]
+    theta = torch.cat([scaled.flip(0, 1), torch.zeros(len(extent), 1, dtype=torch.float64)], dim=1)
+    return F.affine_grid(theta[None].to(like), [1, 1, *patch], align_corners=False)
+
+
+def _present(label: Tensor) -> list[int]:
+    """The labels that occur, ascending; -1 stands for all negative ones."""
+    counts = torch.bincount(label.flatten().to(torch.int64).clamp_(min=-1) + 1)
+    return [int(value) - 1 for value in counts.nonzero().flatten().tolist()]
