@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
-from scipy.ndimage import generate_binary_structure, label
+
+from autoseg.ops.components import label_components
 
 
 def lesion_f1(reference: np.ndarray, prediction: np.ndarray) -> float:
@@ -21,15 +22,11 @@ def lesion_f1(reference: np.ndarray, prediction: np.ndarray) -> float:
     Returns:
         NaN if both are empty.
     """
-    lesions, count = _components(reference)
-    blobs, predicted = _components(prediction)
+    lesions, count = label_components(reference)
+    blobs, predicted = label_components(prediction)
     if count + predicted == 0:
         return float("nan")
     shared = reference & prediction
     found = np.unique(lesions[shared]).size
     false = predicted - np.unique(blobs[shared]).size
     return 2 * found / (found + count + false)
-
-
-def _components(mask: np.ndarray) -> tuple[np.ndarray, int]:
-    return label(mask, structure=generate_binary_structure(mask.ndim, mask.ndim))

@@ -172,6 +172,11 @@ def summarize(
     )
 
 
+def case_dice(case: CaseScores) -> float:
+    """The mean over the labels of a case, to tell good cases from bad ones; NaN if every label is empty in both."""
+    return _mean(scores.dice for scores in case.classes)
+
+
 def _mean_scores(name: str, cases: Sequence[CaseScores]) -> MeanScores:
     rows = [scores for case in cases for scores in case.classes if scores.label == name]
 
