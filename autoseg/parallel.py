@@ -68,6 +68,13 @@ def available_memory() -> int:
     return free
 
 
+def resident_memory() -> int:
+    """Bytes of RAM that this process holds."""
+    import psutil
+
+    return int(psutil.Process().memory_info().rss)
+
+
 def worker_count(*, requested: int | None, items: int, bytes_per_item: float) -> int:
     """How many workers fit: the request or all cores, and no more than 80% of free memory holds."""
     fitting = max(1, int(0.8 * available_memory() / max(bytes_per_item, 1.0)))

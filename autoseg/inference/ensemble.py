@@ -1,0 +1,116 @@
+"""The trained folds of a model, all in memory, as one function from windows to logits.
+
+The mean is taken over *logits*. It is linear, so averaging folds, stitching windows and upsampling to the image grid
+(all linear) commute: one stream of logits serves the whole ensemble, and the result is what averaging at full
+resolution would give, as in nnU-Net. A mean of softmax probabilities bounds the say of an overconfident fold, but it
+does not commute with a decision made after upsampling, and regions would need a rule of their own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from autoseg.errors import ModelFolderError, ResourceError
+from autoseg.inference.mirror import mirrored_mean
+from autoseg.nets import build_network
+from autoseg.schema.plan import Configuration, Plan
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ensemble:
+    """Networks of one configuration in ``eval()`` on ``device``.
+
+    ``precision`` is the autocast type or None; ``mirror_axes`` are spatial axes of the patch, empty for no mirroring.
+    """
+
+    networks: tuple[nn.Module, ...]
+    ndim: int
+    device: torch.device
+    precision: torch.dtype | None = None
+    mirror_axes: tuple[int, ...] = ()
+
+    def logits(self, windows: Tensor, *, per_batch: int) -> Tensor:
+        """Mean logits (b, heads, z, y, x), float32 on ``device``, of windows (b, c, z, y, x); 2D windows have z = 1.
+
+        Raises:
+            ResourceError: the device ran out of memory.
+        """
+        try:
+            return self._mean(windows, per_batch=per_batch)
+        except RuntimeError as error:
+            # The CPU's allocator has no error class of its own.
+            if not isinstance(error, torch.OutOfMemoryError) and "DefaultCPUAllocator" not in str(error):
+                raise
+            raise ResourceError(
+                f"{self.device} ran out of memory with {len(windows)} window(s) of {tuple(windows.shape[2:])}",
+                hint="give less with --memory, close other programs, or use --device cpu",
+            ) from error
+
+    def _mean(self, windows: Tensor, *, per_batch: int) -> Tensor:
+        flat = windows.squeeze(2) if self.ndim == 2 else windows
+        layout = torch.channels_last if self.ndim == 2 else torch.channels_last_3d
+        x = flat.to(self.device).contiguous(memory_format=layout)
+        total = torch.zeros((), device=self.device)
+        with torch.autocast(self.device.type, self.precision, enabled=self.precision is not None):
+            for network in self.networks:
+                total = total + mirrored_mean(_finest(network), x, self.mirror_axes, per_batch=per_batch)
+        mean = total / len(self.networks)
+        return mean.unsqueeze(2) if self.ndim == 2 else mean
+
+
+def _finest(network: nn.Module) -> Callable[[Tensor], Tensor]:
+    return lambda batch: network(batch)[0]
+
+
+def load_network(path: Path, plan: Plan, configuration: Configuration, device: torch.device) -> nn.Module:
+    """A fold's network with its final weights, in ``eval()`` on ``device``.
+
+    Raises:
+        ModelFolderError: the weights cannot be read or do not fit the plan.
+    """
+    # Fresh weights are drawn before they are replaced; the caller's random numbers stay as they are.
+    with torch.random.fork_rng(devices=[]):
+        network = build_network(
+            configuration.architecture,
+            configuration.topology,
+            ndim=configuration.ndim,
+            in_channels=len(plan.channels),
+            num_heads=plan.labels.num_heads,
+            patch_size=configuration.patch_size,
+        )
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+        network.load_state_dict(weights)
+    except (OSError, SafetensorError) as error:
+        raise ModelFolderError(f"{path} cannot be read: {error}", hint="copy the model again") from error
+    except RuntimeError as error:
+        reason = str(error).splitlines()
+        raise ModelFolderError(
+            f"{path} does not fit plan.json: {' '.join(line.strip() for line in reason[:3])}",
+            hint="use the plan.json that the model was trained with",
+        ) from error
+    layout = torch.channels_last if configuration.ndim == 2 else torch.channels_last_3d
+    return network.to(device, memory_format=layout).eval().requires_grad_(False)
+
+
+def weights_configuration(path: Path) -> str:
+    """The configuration that weights were trained for, from their metadata.
+
+    Raises:
+        ModelFolderError: unreadable, or without this entry.
+    """
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            metadata = file.metadata() or {}
+    except (OSError, SafetensorError) as error:
+        raise ModelFolderError(f"{path} cannot be read: {error}", hint="copy the model again") from error
+    if "configuration" not in metadata:
+        raise ModelFolderError(f"{path} does not say its configuration", hint="these are not weights of autoseg")
+    return metadata["configuration"]
