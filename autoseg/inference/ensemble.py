@@ -97,7 +97,8 @@ def load_network(path: Path, plan: Plan, configuration: Configuration, device: t
             hint="use the plan.json that the model was trained with",
         ) from error
     layout = torch.channels_last if configuration.ndim == 2 else torch.channels_last_3d
-    return network.to(device, memory_format=layout).eval().requires_grad_(False)
+    placed = network.to(device, memory_format=layout)  # type: ignore[call-overload] - missing in torch's stubs
+    return placed.eval().requires_grad_(False)
 
 
 def weights_configuration(path: Path) -> str:

@@ -20,7 +20,7 @@ from autoseg.io.images import non_finite, read_channels
 from autoseg.io.volume import Geometry, Volume
 from autoseg.log import get_logger
 from autoseg.nets.device import choose_device, choose_precision
-from autoseg.preprocessing.case import PreprocessedCase, Restorer, preprocess_case
+from autoseg.preprocessing import PreprocessedCase, Restorer, preprocess_case
 from autoseg.schema.folders import ModelFolder
 from autoseg.schema.plan import Configuration, Plan
 from autoseg.schema.report import RunReport
@@ -156,9 +156,9 @@ class Predictor:
                 f"the image has {len(volume.data)} channels, the model was trained with {len(expected)}",
                 hint=f"give {', '.join(expected)}, in this order",
             )
-        problem = non_finite(volume.data, "the image")
-        if problem is not None:
-            raise DatasetError(problem[0], hint=problem[1])
+        finding = non_finite(volume.data)
+        if finding is not None:
+            raise DatasetError(f"the image {finding.fault}", hint=finding.remedy)
         return preprocess_case(volume, None, plan=self.plan, configuration=self.configuration)
 
     def infer(self, case: PreprocessedCase, *, probabilities: bool = False) -> Segmentation:
