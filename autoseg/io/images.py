@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -22,6 +23,13 @@ LABEL_ENDINGS = tuple(ending for ending in READABLE_ENDINGS if ending not in _LO
 
 # A label that went through a float32 scale factor is off by less than this; a blurred one by more.
 _INTEGER_NOISE = 1e-3
+
+
+class Finding(NamedTuple):
+    """What is wrong with a file, as the rest of a sentence that begins with its name, and what to do."""
+
+    fault: str
+    remedy: str
 
 
 def split_ending(name: str) -> tuple[str, str]:
@@ -85,11 +93,10 @@ def read_channels(paths: Sequence[Path | str], *, tolerance_mm: float = 0.1) -> 
             problems.append(error.message)
             hints[error.hint] = None
             continue
-        first, last = volumes[0], volumes[-1]
-        found = [non_finite(last.data, path), *grid_difference(last, first, path, tolerance_mm=tolerance_mm)]
-        for message, hint in filter(None, found):
-            problems.append(message)
-            hints[hint] = None
+        found = [non_finite(volumes[-1].data), grid_difference(volumes[-1], volumes[0], tolerance_mm=tolerance_mm)]
+        for finding in filter(None, found):
+            problems.append(f"{path} {finding.fault}")
+            hints[finding.remedy] = None
     if problems:
         message = problems[0] if len(problems) == 1 else f"a case cannot be read:\n{joined(problems)}"
         raise DatasetError(message, hint="; ".join(hints))
@@ -103,34 +110,32 @@ def stacked(volumes: Sequence[Volume]) -> Volume:
     return Volume(np.concatenate([volume.data for volume in volumes]), volumes[0].geometry)
 
 
-def non_finite(data: np.ndarray, path: Path | str) -> tuple[str, str] | None:
-    """What is wrong and what to do, if there are NaN or infinite values."""
+def non_finite(data: np.ndarray) -> Finding | None:
+    """Whether there are NaN or infinite values."""
     # The sum is NaN or infinite if any value is, and needs no second array.
     if data.dtype.kind != "f" or np.isfinite(data.sum(dtype=np.float64)):
         return None
     count = data.size - int(np.isfinite(data).sum())
     if count == 0:
         return None
-    return f"{path} has {count} voxels with NaN or infinite values", "replace them with the value of the background"
+    return Finding(f"has NaN or infinite values in {count} voxels", "replace them with the value of the background")
 
 
-def grid_difference(
-    volume: Volume, reference: Volume, path: Path | str, *, tolerance_mm: float
-) -> list[tuple[str, str]]:
-    """What is wrong and what to do, if two volumes do not share a grid: first the shape, then the corners."""
+def grid_difference(volume: Volume, reference: Volume, *, tolerance_mm: float) -> Finding | None:
+    """Whether a file does not lie on the grid of the first image of its case: another shape, or corners apart."""
     if volume.shape != reference.shape:
-        shapes = f"{_times(volume.shape)} voxels, the first image {_times(reference.shape)} (z, y, x)"
-        return [(f"{path} has {shapes}", "resample one to the grid of the other")]
+        return Finding(
+            f"has another shape than the first image: {_times(volume.shape)}, not {_times(reference.shape)} (z, y, x)",
+            "resample one to the grid of the other",
+        )
     distance = corner_distance_mm(volume.geometry, reference.geometry, volume.shape)
     if distance <= tolerance_mm:
-        return []
+        return None
     names = " and ".join(_differing(volume.geometry, reference.geometry, volume.shape, tolerance_mm)) or "geometry"
-    return [
-        (
-            f"{path} has another {names} than the first image: corners up to {distance:.3g} mm apart",
-            "correct the header if the voxels belong together, else resample",
-        )
-    ]
+    return Finding(
+        f"has another {names} than the first image: corners up to {distance:.3g} mm apart",
+        "correct the header if the voxels belong together, else resample",
+    )
 
 
 def _differing(a: Geometry, b: Geometry, shape: Sequence[int], tolerance_mm: float) -> list[str]:
