@@ -1,0 +1,53 @@
+"""Connected components of binary masks (z, y, x); voxels that share a face, an edge or a corner are connected."""
+
+from __future__ import annotations
+
+import cc3d
+import numpy as np
+from acvl_utils.morphology.morphology_helper import (
+    remove_all_but_largest_component_cc3d,
+    remove_components_cc3d,
+)
+
+_FACES_EDGES_CORNERS = 26
+_FACES = 6
+
+
+def label_components(mask: np.ndarray) -> tuple[np.ndarray, int]:
+    """Number the components 1, 2, ...: (unsigned integers, how many there are)."""
+    labels = cc3d.connected_components(np.ascontiguousarray(mask, dtype=bool), connectivity=_FACES_EDGES_CORNERS)
+    return labels, int(labels.max(initial=0))
+
+
+def count_components(mask: np.ndarray) -> int:
+    """How many components a mask has."""
+    return label_components(mask)[1]
+
+
+def largest_component(mask: np.ndarray) -> np.ndarray:
+    """The component with most voxels as a bool mask; components of the same largest size all stay."""
+    return remove_all_but_largest_component_cc3d(
+        np.ascontiguousarray(mask, dtype=bool), connectivity=_FACES_EDGES_CORNERS
+    )
+
+
+def remove_small(mask: np.ndarray, minimum: int) -> np.ndarray:
+    """The components of at least ``minimum`` voxels as a bool mask."""
+    return remove_components_cc3d(
+        np.ascontiguousarray(mask, dtype=bool), minimum, threshold_type="min", connectivity=_FACES_EDGES_CORNERS
+    )
+
+
+def fill_holes(mask: np.ndarray) -> np.ndarray:
+    """Fill background that no path over voxel faces joins to the border (as ``scipy.ndimage.binary_fill_holes``)."""
+    filled = np.array(mask, dtype=bool)
+    if filled.all() or not filled.any():
+        return filled
+    outside = cc3d.connected_components(~filled, connectivity=_FACES)
+    enclosed = np.ones(int(outside.max()) + 1, dtype=bool)
+    for axis in range(filled.ndim):
+        for end in (0, -1):
+            enclosed[np.unique(np.take(outside, end, axis=axis))] = False
+    # Number 0 is the mask itself, whether or not it touches the border.
+    enclosed[0] = True
+    return enclosed[outside]

@@ -1,0 +1,84 @@
+"""Resizing of label maps: the label whose linearly resized indicator is largest wins."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import combinations
+
+import numpy as np
+
+from autoseg.ops.linear import AxisTable, axis_table, corners, unanimous
+
+# Weights are sums of products of float64 fractions: what differs by less is a tie that rounding has broken.
+_TIE = 1e-9
+
+
+def resize_labels(
+    labels: np.ndarray, shape: Sequence[int], *, order: int = 1, separate_axis: int | None = None, order_z: int = 0
+) -> np.ndarray:
+    """Resize a label map (z, y, x) of any integers to ``shape``; the dtype stays.
+
+    Order 1: each label's indicator is resized linearly and the largest wins; ties go to the nearest neighbour's
+    label if it is among the tied ones, else to the smallest of them (nnU-Net with batchgenerators >= 0.25.2).
+    Order 0: the nearest voxel. With ``separate_axis`` the slices are resized first, and then that axis with
+    ``order_z``. Only voxels between different labels are computed, so neither time nor memory depends on how many
+    labels there are: beside the result, a few planes.
+
+    Raises:
+        ValueError: another order, or not three axes.
+    """
+    target = tuple(int(length) for length in shape)
+    if labels.ndim != 3 or len(target) != 3:
+        raise ValueError(f"labels must have three axes, not {labels.ndim} resized to {len(target)}")
+    if separate_axis is None:
+        return _resize(labels, target, (order,) * 3)
+    kept = list(target)
+    kept[separate_axis] = labels.shape[separate_axis]
+    orders = [0, 0, 0]
+    orders[separate_axis] = order_z
+    along = kept[separate_axis] != target[separate_axis]
+    if order_z == 0 and target[separate_axis] < kept[separate_axis]:
+        # Nearest slices can be picked before the others are resized in vain.
+        kept = [target[i] if i == separate_axis else labels.shape[i] for i in range(3)]
+        return _resize(_resize(labels, kept, orders), target, (order,) * 3)
+    resized = _resize(labels, kept, (order,) * 3)
+    return _resize(resized, target, orders) if along else resized
+
+
+def _resize(labels: np.ndarray, shape: Sequence[int], orders: Sequence[int]) -> np.ndarray:
+    if labels.shape == tuple(shape):
+        return labels.copy()
+    depth, rows, columns = (
+        axis_table(n_in, n_out, order) for n_in, n_out, order in zip(labels.shape, shape, orders, strict=True)
+    )
+    result = np.empty(shape, dtype=labels.dtype)
+    for z in range(shape[0]):
+        lower = labels[depth.low[z]]
+        upper = lower if depth.low[z] == depth.high[z] else labels[depth.high[z]]
+        plane, same = unanimous(lower, upper, rows, columns)
+        result[z] = plane
+        mixed = np.nonzero(~same)
+        if len(mixed[0]):
+            points = (np.full(len(mixed[0]), z), *mixed)
+            result[z][mixed] = _vote(labels, (depth, rows, columns), points)
+    return result
+
+
+def _vote(labels: np.ndarray, tables: Sequence[AxisTable], points: Sequence[np.ndarray]) -> np.ndarray:
+    """The label with the largest sum of corner weights at each point."""
+    around = corners(tables, points)
+    values = [labels[where] for where, _ in around]
+    scores = [weight.copy() for _, weight in around]
+    for (i, one), (j, other) in combinations(enumerate(values), 2):
+        equal = one == other
+        scores[i] += np.where(equal, around[j][1], 0.0)
+        scores[j] += np.where(equal, around[i][1], 0.0)
+    best = np.maximum.reduce(scores) - _TIE
+    nearest = labels[tuple(table.nearest[index] for table, index in zip(tables, points, strict=True))]
+    winner = np.full(nearest.shape, np.iinfo(labels.dtype).max, dtype=labels.dtype)
+    nearest_wins = np.zeros(nearest.shape, dtype=bool)
+    for value, score in zip(values, scores, strict=True):
+        top = score >= best
+        np.minimum(winner, value, out=winner, where=top)
+        nearest_wins |= top & (value == nearest)
+    return np.where(nearest_wins, nearest, winner)
