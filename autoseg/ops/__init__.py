@@ -1,0 +1,1 @@
+"""Arrays in, arrays out: crop, resample, normalise, components. No paths, no records."""

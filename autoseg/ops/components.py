@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 import cc3d
 import numpy as np
 from acvl_utils.morphology.morphology_helper import (
@@ -9,8 +11,8 @@ from acvl_utils.morphology.morphology_helper import (
     remove_components_cc3d,
 )
 
-_FACES_EDGES_CORNERS = 26
-_FACES = 6
+_FACES_EDGES_CORNERS: Final = 26
+_FACES: Final = 6
 
 
 def label_components(mask: np.ndarray) -> tuple[np.ndarray, int]:

@@ -1,6 +1,6 @@
 """One case on its way to a network: transpose, crop, normalise, resample (in this order, as nnU-Net).
 
-The way back is ``Restorer``.
+The way back is ``restore.Restorer``.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from autoseg.io.volume import Volume
 from autoseg.ops.crop import Box, crop, nonzero_box, nonzero_mask
 from autoseg.ops.normalize import normalize
 from autoseg.ops.resample import resize, resize_labels, separate_axis, target_shape
-from autoseg.preprocessing.restore import Restorer, restore_labels
 from autoseg.preprocessing.trace import Trace
 from autoseg.schema.dataset import Labels
 from autoseg.schema.plan import Configuration, Plan
@@ -154,14 +153,3 @@ def _trace(image: Volume, cropped_shape: tuple[int, ...], box: Box, plan: Plan, 
         target_spacing=tuple(target),
         separate_axis=separate_axis(spacing, target, configuration.resampling.anisotropy_threshold),
     )
-
-
-__all__ = [
-    "ANNOTATED",
-    "PreprocessedCase",
-    "Restorer",
-    "Trace",
-    "class_locations",
-    "preprocess_case",
-    "restore_labels",
-]
