@@ -83,11 +83,14 @@ def apply_gamma(rows: Tensor, gamma: NDArray[np.float64]) -> Tensor:
     """Raise each row, scaled to 0..1, to its power; range, then mean and standard deviation are restored; in place."""
     flat = rows.flatten(1)
     lowest, highest = flat.aminmax(dim=1, keepdim=True)
-    std, mean = torch.std_mean(flat, dim=1, correction=0, keepdim=True)
     extent = highest - lowest
+    mean = flat.mean(1, keepdim=True)
+    # Norms of deviations stand for standard deviations: only their ratio counts.
+    spread = torch.linalg.vector_norm(flat - mean, dim=1, keepdim=True)
     flat.sub_(lowest).div_(extent.clamp(min=_EPS)).pow_(_per_row(gamma, flat)).mul_(extent)
-    new_std, new_mean = torch.std_mean(flat, dim=1, correction=0, keepdim=True)
-    flat.sub_(new_mean).mul_(std / new_std.clamp(min=_EPS)).add_(mean)
+    flat.sub_(flat.mean(1, keepdim=True))
+    new_spread = torch.linalg.vector_norm(flat, dim=1, keepdim=True)
+    flat.mul_(spread / new_spread.clamp(min=_EPS)).add_(mean)
     return rows
 
 

@@ -48,7 +48,7 @@ def _resample(image: Tensor, label: Tensor, spatial: Spatial, patch: tuple[int, 
     still = patch[:-moved]
     image = _centre(image, still)
     label = _centre(label, still)
-    grid = _sampling_grid(spatial, tuple(image.shape[-moved:]), patch[-moved:], image)
+    grid = _sampling_grid(spatial, tuple(image.shape[-moved:]), patch[-moved:], image.device)
 
     def sample(volumes: Tensor) -> Tensor:
         # Axes that stay are folded into the channels: slices of a 3D patch are 2D images with one common grid.
@@ -76,12 +76,18 @@ def _resample(image: Tensor, label: Tensor, spatial: Spatial, patch: tuple[int, 
     return image, winner.masked_fill_(rest > best, outside)[None]
 
 
-def _sampling_grid(spatial: Spatial, extent: tuple[int, ...], patch: tuple[int, ...], like: Tensor) -> Tensor:
+def _sampling_grid(spatial: Spatial, extent: tuple[int, ...], patch: tuple[int, ...], device: torch.device) -> Tensor:
     """The source of every output voxel in grid_sample's terms: x first, edges of the array at -1 and 1."""
-    matrix = torch.from_numpy(spatial.matrix)
-    scaled = matrix * torch.tensor(patch, dtype=torch.float64) / torch.tensor(extent, dtype=torch.float64)[:, None]
-    theta = torch.cat([scaled.flip(0, 1), torch.zeros(len(extent), 1, dtype=torch.float64)], dim=1)
-    return F.affine_grid(theta[None].to(like), [1, 1, *patch], align_corners=False)
+    axes = len(patch)
+    # One plane per coordinate, so that the sums below run along whole rows of voxels.
+    grid = torch.zeros((axes, *patch), device=device)
+    for axis, size in enumerate(patch):
+        offset = torch.arange(size, dtype=torch.float64) - (size - 1) / 2
+        steps = torch.from_numpy(spatial.matrix[:, axis] * 2 / extent)[:, None] * offset
+        along = [axes, *(1,) * axes]
+        along[axis + 1] = size
+        grid += steps.flip(0).to(grid).view(along)
+    return grid.movedim(0, -1)[None]
 
 
 def _present(label: Tensor) -> list[int]:

@@ -9,6 +9,7 @@ from autoseg.schema.dataset import Labels
 
 # On a GPU every voxel of a class adds to one number; spread over this many they do not queue up behind each other.
 _LANES = 256
+_FIXED = 2.0**32
 
 
 def class_sums(index: Tensor, num_classes: int, weights: Tensor | None = None) -> Tensor:
@@ -21,26 +22,23 @@ def class_sums(index: Tensor, num_classes: int, weights: Tensor | None = None) -
     Returns:
         (b, num_classes); float64 for weights, else int64. Never waits for the device.
     """
-    b, n = index.shape
-    kind = torch.int64 if weights is None else torch.float64
-    if index.device.type == "cpu":
-        rows = torch.arange(b).unsqueeze(1) * num_classes
-        sums = torch.bincount(
-            (index + rows).flatten(),
-            weights=None if weights is None else weights.flatten(),
-            minlength=b * num_classes,
-        )
-        return sums.view(b, num_classes).to(kind)
-    lanes = torch.arange(n, device=index.device) % _LANES
-    # Fixed point, because integer additions give the same sum in any order and runs stay repeatable.
+    if index.device.type != "cpu":
+        return lane_sums(index, num_classes, weights)
+    b = len(index)
+    bins = (index + torch.arange(b).unsqueeze(1) * num_classes).flatten()
+    # In double precision, because bincount adds one voxel after the other.
+    values = None if weights is None else weights.flatten().double()
+    return torch.bincount(bins, values, minlength=b * num_classes).view(b, num_classes)
+
+
+def lane_sums(index: Tensor, num_classes: int, weights: Tensor | None = None) -> Tensor:
+    """``class_sums`` for a GPU: many additions at once, and yet the same sum every time. Weights are at most 1."""
+    lanes = torch.arange(index.shape[1], device=index.device) % _LANES
+    # Fixed point, because integer additions give the same sum in any order.
     values = torch.ones_like(index) if weights is None else (weights.double() * _FIXED).round().to(torch.int64)
-    sums = torch.zeros((b, num_classes * _LANES), dtype=torch.int64, device=index.device)
-    sums.scatter_add_(1, index * _LANES + lanes, values)
-    total = sums.view(b, num_classes, _LANES).sum(2)
+    sums = torch.zeros((len(index), num_classes * _LANES), dtype=torch.int64, device=index.device)
+    total = sums.scatter_add_(1, index * _LANES + lanes, values).view(len(index), num_classes, _LANES).sum(2)
     return total if weights is None else total.double() / _FIXED
-
-
-_FIXED = 2.0**32
 
 
 def region_table(labels: Labels, device: torch.device) -> Tensor:

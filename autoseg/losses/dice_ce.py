@@ -27,9 +27,6 @@ from autoseg.schema.dataset import Labels
 
 SMOOTH = 1e-5
 
-# Elements of a temporary in the backward pass: small enough to stay in memory that was already paid for.
-_CHUNK = 2**21
-
 
 def dice_ce_loss(labels: Labels, *, batch_dice: bool) -> Callable[[Tensor, Tensor], Tensor]:
     """The loss of one output: softmax for labels, sigmoid for regions.
@@ -53,7 +50,7 @@ def dice_ce_loss(labels: Labels, *, batch_dice: bool) -> Callable[[Tensor, Tenso
 
 
 class _SoftmaxDiceCE(torch.autograd.Function):
-    """One softmax is kept between forward and backward and turned into the gradient where it lies."""
+    """The softmax is all that is kept between forward and backward; no other tensor of its size lives in forward."""
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, index: Tensor, valid: Tensor | None, batch_dice: bool) -> Tensor:
@@ -73,7 +70,7 @@ class _SoftmaxDiceCE(torch.autograd.Function):
         ce = -log_target.sum() / count
         intersection = class_sums(truth_index, classes, p.gather(1, voxels).squeeze(1))[:, :c]
         truth = class_sums(truth_index, classes)[:, :c]
-        dice, slope_hit, slope_mass = _dice_terms(intersection, truth, p.sum(2, dtype=torch.float64), batch_dice)
+        dice, slope_hit, slope_mass = _dice_terms(intersection, truth, p.sum(2).double(), batch_dice)
         ctx.save_for_backward(p, index, valid, slope_hit.to(p.dtype), slope_mass.to(p.dtype))
         ctx.count, ctx.shape, ctx.dtype = count, logits.shape, logits.dtype
         return ce - dice.to(p.dtype)
@@ -87,13 +84,11 @@ class _SoftmaxDiceCE(torch.autograd.Function):
         ce = upstream / ctx.count
         hit = p.gather(1, voxels).squeeze(1) * slope_hit.gather(1, index)
         # d loss / d z_k = p_k (g_k - sum_j g_j p_j) with g = d loss / d p; cross-entropy adds (p_k - y_k) / count.
-        common = ce - hit - torch.bmm(slope_mass.unsqueeze(1), p).squeeze(1)
-        step = max(1, _CHUNK // (p.shape[0] * p.shape[1]))
-        for start in range(0, p.shape[2], step):
-            part = slice(start, start + step)
-            p[:, :, part].mul_(slope_mass.unsqueeze(2) + common[:, part].unsqueeze(1))
-        p.scatter_add_(1, voxels, (hit - (ce if valid is None else ce * valid)).unsqueeze(1))
-        return p.view(ctx.shape).to(ctx.dtype), None, None, None
+        with torch.autocast(p.device.type, enabled=False):
+            common = ce - hit - torch.bmm(slope_mass.unsqueeze(1), p).squeeze(1)
+        gradient = torch.add(slope_mass.unsqueeze(2), common.unsqueeze(1), out=torch.empty_like(p)).mul_(p)
+        gradient.scatter_add_(1, voxels, (hit - (ce if valid is None else ce * valid)).unsqueeze(1))
+        return gradient.view(ctx.shape).to(ctx.dtype), None, None, None
 
 
 def _log_softmax(logits: Tensor) -> Tensor:
