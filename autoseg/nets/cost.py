@@ -1,0 +1,201 @@
+"""What one training step costs: parameters, peak memory and operations of any registered network.
+
+The network is built on torch's meta device, which knows shapes and allocates nothing, and one real step (forward,
+loss, backward) runs on it. Every tensor that an operation makes is counted once per storage, from its creation until
+the last reference to it goes; so saved activations, gradients, temporaries and loss buffers need no formula, and no
+architecture needs a table. Against the counter of the CPU allocator the traced peak is exact (see the tests).
+
+Formulas remain for what an operation does not hand out:
+    momentum     one float32 copy of the parameters, alive all the time (SGD)
+    workspace    the largest output of a convolution once more: oneDNN and cuDNN work in a memory layout of their own.
+                 Measured with resident memory on a CPU (see docs/benchmarks.md)
+    update       weights, gradients, momentum and one temporary copy: the peak of networks much larger than a patch
+What a process takes apart from its network (CUDA context, fragments, code) is the planner's reserve, not a cost.
+"""
+
+from __future__ import annotations
+
+import json
+import weakref
+from collections.abc import Callable
+from contextlib import ExitStack
+from functools import lru_cache
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils.flop_counter import flop_registry
+
+from autoseg.errors import SettingError
+from autoseg.nets import build_network
+from autoseg.schema.fingerprint import Shape
+from autoseg.schema.plan import Architecture, Cost, Topology
+
+PRECISIONS = ("float32", "mixed")
+
+
+def training_cost(
+    architecture: Architecture,
+    topology: Topology,
+    *,
+    ndim: int,
+    patch_size: Shape,
+    batch_size: int,
+    in_channels: int,
+    num_heads: int,
+    precision: str = "float32",
+) -> Cost:
+    """Trace one training step; about 0.3 s, remembered for the same arguments.
+
+    Args:
+        precision: ``float32``, or ``mixed`` for autocast with 16-bit activations and float32 weights.
+
+    Returns:
+        Trainable parameters, bytes alive at the peak, and floating-point operations (a multiply-add is two).
+
+    Raises:
+        SettingError: the network cannot be built for this patch, or an unknown precision.
+    """
+    if precision not in PRECISIONS:
+        raise SettingError(f"there is no precision {precision!r}", hint=f"choose one of: {', '.join(PRECISIONS)}")
+    arguments = json.dumps(architecture.arguments, sort_keys=True)
+    return _cost(
+        architecture.name, arguments, topology, ndim, patch_size, batch_size, in_channels, num_heads, precision
+    )
+
+
+@lru_cache(maxsize=1024)
+def _cost(
+    name: str,
+    arguments: str,
+    topology: Topology,
+    ndim: int,
+    patch_size: Shape,
+    batch_size: int,
+    in_channels: int,
+    num_heads: int,
+    precision: str,
+) -> Cost:
+    architecture = Architecture(name=name, arguments=json.loads(arguments))
+    with torch.device("meta"):
+        network = build_network(
+            architecture,
+            topology,
+            ndim=ndim,
+            in_channels=in_channels,
+            num_heads=num_heads,
+            patch_size=patch_size,
+        ).train()
+        images = torch.empty(batch_size, in_channels, *patch_size)
+        target = torch.empty(batch_size, 1, *patch_size, dtype=torch.int64)
+    trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    parameters = sum(parameter.numel() for parameter in trained)
+    weights = sum(parameter.numel() * parameter.element_size() for parameter in trained)
+    trace = _trace(network, images, target, precision)
+    memory = max(trace.peak + trace.workspace + weights, 4 * weights)
+    return Cost(parameters=parameters, memory_bytes=memory, flops=trace.flops)
+
+
+def _trace(network: nn.Module, images: Tensor, target: Tensor, precision: str) -> _LiveBytes:
+    live = _LiveBytes()
+    for tensor in (images, target, *network.parameters(), *network.buffers()):
+        live.count(tensor)
+    with torch.device("meta"), live:
+        with ExitStack() as forward:
+            if precision == "mixed":
+                forward.enter_context(_Autocast())
+            outputs = network(images)
+        _typical_loss(outputs, target).backward()
+    return live
+
+
+class _LiveBytes(TorchDispatchMode):
+    """Bytes of all storages alive, their peak, the largest output of a convolution, and operations so far."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.live = 0
+        self.peak = 0
+        self.workspace = 0
+        self.flops = 0
+        self._sizes: dict[int, tuple[int, weakref.ref[Any]]] = {}
+
+    def count(self, tensor: Tensor) -> None:
+        storage = tensor.untyped_storage()
+        key = id(storage)
+        if key not in self._sizes:
+            self._sizes[key] = (storage.nbytes(), weakref.ref(storage, lambda _: self._forget(key)))
+            self.live += storage.nbytes()
+            self.peak = max(self.peak, self.live)
+
+    def _forget(self, key: int) -> None:
+        size, _ = self._sizes.pop(key)
+        self.live -= size
+
+    def __torch_dispatch__(
+        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, Tensor):
+                self.count(tensor)
+        if func is torch.ops.aten.convolution.default:
+            self.workspace = max(self.workspace, result.untyped_storage().nbytes())
+        formula = flop_registry.get(func._overloadpacket)  # type: ignore[attr-defined]
+        if formula is not None:
+            self.flops += int(formula(*args, **kwargs, out_val=result))
+        return result
+
+
+class _Autocast(TorchFunctionMode):
+    """Autocast's rules for tensors on the meta device, for which torch has none.
+
+    The names are those of https://docs.pytorch.org/docs/stable/amp.html that occur in segmentation networks; all
+    other functions take the types that they are given.
+    """
+
+    half = frozenset(
+        {
+            *(f"{kind}{ndim}d" for kind in ("conv", "conv_transpose") for ndim in (1, 2, 3)),
+            *("linear", "matmul", "mm", "bmm", "addmm", "addbmm", "baddbmm", "einsum", "__matmul__"),
+            *("scaled_dot_product_attention", "multi_head_attention_forward"),
+        }
+    )
+    full = frozenset({"layer_norm", "group_norm", "softmax", "log_softmax", "normalize", "exp", "log", "pow", "norm"})
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        name = getattr(func, "__name__", "")
+        kwargs = kwargs or {}
+        if name in self.half:
+            args, kwargs = _cast((args, kwargs), torch.bfloat16)
+        elif name in self.full:
+            args, kwargs = _cast((args, kwargs), torch.float32)
+        return func(*args, **kwargs)
+
+
+def _cast(tree: Any, dtype: torch.dtype) -> Any:
+    return tree_map(
+        lambda leaf: leaf.to(dtype) if isinstance(leaf, Tensor) and leaf.is_floating_point() else leaf, tree
+    )
+
+
+def _typical_loss(outputs: tuple[Tensor, ...], target: Tensor) -> Tensor:
+    """Cross-entropy and soft Dice in float32 on every output: the buffers of a segmentation loss."""
+    total = torch.zeros(())
+    for output in outputs:
+        logits = output.float()
+        labels = F.interpolate(target.to(torch.uint8), logits.shape[2:], mode="nearest-exact").long()
+        probabilities = torch.softmax(logits, dim=1)
+        reference = torch.zeros_like(probabilities).scatter_(1, labels, 1.0)
+        axes = tuple(range(2, logits.ndim))
+        overlap = (probabilities * reference).sum(axes)
+        dice = 2 * overlap / (probabilities.sum(axes) + reference.sum(axes))
+        total = total + F.cross_entropy(logits, labels[:, 0]) - dice.mean()
+    return total
