@@ -1,4 +1,7 @@
-"""What happens after each epoch: a line, a log file, and costly things now and then. A hook is a function of the state."""
+"""What happens after each epoch: a line, a log file, and costly things now and then.
+
+A hook is a function of the state.
+"""
 
 from __future__ import annotations
 

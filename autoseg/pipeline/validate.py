@@ -1,0 +1,101 @@
+"""The score that counts: every validation case of a fold, predicted from its raw image at original geometry."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from autoseg.errors import DatasetError, StoppedError
+from autoseg.inference.predictor import Predictor
+from autoseg.inference.tiles import tile_starts
+from autoseg.io.images import read_channels, split_ending, write_label
+from autoseg.io.store import CaseStore
+from autoseg.log import get_logger, progress
+from autoseg.pipeline.evaluate import Pair, evaluate_pairs, score_table, write_scores
+from autoseg.schema.dataset import CaseFiles, DatasetSpec
+from autoseg.schema.folders import ModelFolder
+from autoseg.training.step import Kitchen, predict_batch
+
+_LOG = get_logger(__name__)
+
+STEP_SIZE = 0.5
+# What a case costs besides its windows (reading, restoring, writing, scoring), and what loading the model costs.
+_SECONDS_PER_CASE = 0.25
+_SECONDS_TO_LOAD = 2.0
+
+
+def estimate_validation(store: CaseStore, ids: Sequence[str], network: nn.Module, kitchen: Kitchen) -> float:
+    """Seconds that ``validate_fold`` will take: one window is timed, and windows are counted."""
+    patch = kitchen.patch_size
+    channels = store.open(ids[0]).image.shape[0]
+    window = torch.zeros((1, channels, *patch), device=kitchen.device).contiguous(memory_format=kitchen.memory_format)
+    was_training = network.training
+    network.eval()
+    seconds = min(_time(network, window, kitchen) for _ in range(3))
+    network.train(was_training)
+    full_patch = (1, *patch) if len(patch) == 2 else patch
+    windows = 0
+    for case in ids:
+        shape = store.open(case).image.shape[1:]
+        places = (
+            length if size == 1 else len(tile_starts(length, size, STEP_SIZE))
+            for length, size in zip(shape, full_patch, strict=True)
+        )
+        windows += math.prod(places)
+    mirrored = 2 ** len(patch) if kitchen.device.type == "cuda" else 1
+    return windows * seconds * mirrored + len(ids) * _SECONDS_PER_CASE + _SECONDS_TO_LOAD
+
+
+def _time(network: nn.Module, window: torch.Tensor, kitchen: Kitchen) -> float:
+    started = time.perf_counter()
+    # Reading one number waits for the device.
+    float(predict_batch(network, window, kitchen).flatten()[0])
+    return time.perf_counter() - started
+
+
+def validate_fold(
+    model: ModelFolder,
+    name: str,
+    ids: Sequence[str],
+    *,
+    spec: DatasetSpec,
+    device: str,
+    stop: Callable[[], bool] = lambda: False,
+) -> None:
+    """Predict and score the cases of a fold; segmentations that are newer than the weights are kept.
+
+    Raises:
+        DatasetError: a case's raw files are gone or changed.
+        StoppedError: ``stop`` said so; what is predicted stays.
+    """
+    fold = model.fold(name)
+    cases = {case.id: case for case in spec.cases}
+    pairs = [_pair(cases[case], fold.validation) for case in ids]
+    newest = fold.weights.stat().st_mtime
+    todo = [pair for pair in pairs if not (pair.prediction.exists() and pair.prediction.stat().st_mtime > newest)]
+    predictor = Predictor.load(model.root, folds=(name,), device=device, step_size=STEP_SIZE)
+    for pair in progress(todo, total=len(todo), label=f"fold {name}: validation"):
+        if stop():
+            raise StoppedError(f"validation of fold {name} was stopped", hint="run the same command again to go on")
+        volume = read_channels([Path(path) for path in cases[pair.id].images])
+        write_label(pair.prediction, predictor.predict(volume), volume.geometry)
+    report = evaluate_pairs(pairs, spec.labels)
+    write_scores(fold.validation, report)
+    _LOG.info("fold %s\n%s", name, score_table(report))
+    if report.faults:
+        raise DatasetError(
+            f"{len(report.faults)} validation cases could not be scored: {'; '.join(report.faults)}",
+            hint="look at these files; the scores of the others are written",
+        )
+
+
+def _pair(case: CaseFiles, folder: Path) -> Pair:
+    if case.label is None:
+        raise DatasetError(f"{case.id} has no label", hint="run autoseg_plan_and_preprocess again")
+    reference = Path(case.label)
+    return Pair(id=case.id, reference=reference, prediction=folder / f"{case.id}{split_ending(reference.name)[1]}")

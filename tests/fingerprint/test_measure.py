@@ -1,0 +1,97 @@
+"""Exact per case, equal weight per case in the pool, and never a voxel of the ignore label."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from autoseg.fingerprint import case_stats, content_hash, merge
+from autoseg.fingerprint.measure import SKETCH
+from autoseg.io.volume import Geometry, Volume
+from autoseg.schema.dataset import CaseFiles, DatasetSpec, Label, Labels
+
+LABELS = Labels(foreground=(Label(name="a", values=(1,)), Label(name="b", values=(5,))), ignore=9)
+
+
+def volume(data: np.ndarray) -> Volume:
+    return Volume(data, Geometry.upright((3.0, 1.0, 0.5)))
+
+
+def test_a_case_agrees_with_numpy() -> None:
+    rng = np.random.default_rng(0)
+    data = rng.normal(50, 20, (2, 12, 30, 31)).astype(np.float32)
+    label = rng.integers(0, 4, (12, 30, 31))
+    figures = case_stats("x", volume(data), label, LABELS).figures
+    inside = (label == 1) | (label == 2)
+    for channel, found in zip(data, figures.intensities, strict=True):
+        values = channel[inside].astype(np.float64)
+        assert found.count == inside.sum()
+        assert found.mean == pytest.approx(values.mean(), rel=1e-6)
+        assert found.std == pytest.approx(values.std(), rel=1e-6)
+        expected = np.percentile(values, (0.5, 50, 99.5))
+        assert (found.percentile_00_5, found.median, found.percentile_99_5) == pytest.approx(expected, rel=1e-6)
+        assert (found.minimum, found.maximum) == (values.min(), values.max())
+    assert figures.shape == figures.cropped_shape == (12, 30, 31)
+    assert figures.spacing == (3.0, 1.0, 0.5)
+
+
+def test_voxels_and_components_are_counted_per_label() -> None:
+    label = np.zeros((1, 10, 10), dtype=np.uint8)
+    label[0, 1:3, 1:3] = 1
+    label[0, 6:8, 6:9] = 1
+    label[0, 4, 4] = 3  # ignored
+    counts = case_stats("x", volume(np.ones((1, 1, 10, 10))), label, LABELS).figures.classes
+    assert [(item.name, item.voxels, item.components) for item in counts] == [("a", 10, 2), ("b", 0, 0)]
+
+
+def test_the_crop_is_the_box_of_what_is_not_zero() -> None:
+    data = np.zeros((2, 8, 9, 10), dtype=np.int16)
+    data[0, 2:5, 3, 4] = 7
+    data[1, 3, 3:6, 4:9] = -1
+    figures = case_stats("x", volume(data), np.zeros((8, 9, 10), np.uint8), LABELS).figures
+    assert figures.cropped_shape == (3, 3, 5)
+    assert figures.intensities[0].count == 0
+    assert math.isnan(figures.intensities[0].mean)
+
+
+def test_the_pool_weighs_cases_alike_whatever_their_size() -> None:
+    small = np.full((1, 1, 2, 2), 10, dtype=np.int16)
+    large = np.full((1, 40, 50, 50), 30, dtype=np.int16)
+    stats = [case_stats("x", volume(data), np.ones(data.shape[1:], np.uint8), LABELS) for data in (small, large)]
+    pooled = merge(stats, dataset="D", content_hash="h").intensities[0]
+    assert pooled.mean == 20
+    assert pooled.std == 10
+    assert (pooled.minimum, pooled.maximum, pooled.count) == (10, 30, 4 + 100_000)
+
+
+def test_pooled_percentiles_are_those_of_all_voxels_when_cases_have_equally_many() -> None:
+    rng = np.random.default_rng(1)
+    cases = [rng.gamma(2.0, 100.0 + 10 * i, (1, 30, 40, 40)).astype(np.float32) for i in range(6)]
+    stats = [case_stats("x", volume(data), np.ones(data.shape[1:], np.uint8), LABELS) for data in cases]
+    assert all(len(item.sketches[0]) == SKETCH for item in stats)
+    pooled = merge(stats, dataset="D", content_hash="h").intensities[0]
+    everything = np.concatenate([data.ravel() for data in cases]).astype(np.float64)
+    expected = np.percentile(everything, (0.5, 50, 99.5))
+    found = (pooled.percentile_00_5, pooled.median, pooled.percentile_99_5)
+    assert found == pytest.approx(expected, rel=0.02)
+    assert pooled.mean == pytest.approx(everything.mean(), rel=1e-6)
+    assert pooled.std == pytest.approx(everything.std(), rel=1e-6)
+
+
+def test_the_hash_follows_the_files(tmp_path: Path) -> None:
+    image, label = tmp_path / "a_0000.nii.gz", tmp_path / "a.nii.gz"
+    image.write_bytes(b"1")
+    label.write_bytes(b"2")
+
+    def spec(channel: str) -> DatasetSpec:
+        case = CaseFiles(id="a", images=(str(image),), label=str(label))
+        return DatasetSpec(name="D", channels=(channel,), labels=LABELS, file_ending=".nii.gz", cases=(case,))
+
+    before = content_hash(spec("CT"))
+    assert content_hash(spec("CT")) == before
+    assert content_hash(spec("MRI")) != before
+    label.write_bytes(b"22")
+    assert content_hash(spec("CT")) != before
