@@ -97,7 +97,7 @@ def load_network(path: Path, plan: Plan, configuration: Configuration, device: t
             hint="use the plan.json that the model was trained with",
         ) from error
     layout = torch.channels_last if configuration.ndim == 2 else torch.channels_last_3d
-    placed = network.to(device, memory_format=layout)  # type: ignore[call-overload] - missing in torch's stubs
+    placed = network.to(device, memory_format=layout)  # type: ignore[call-overload]
     return placed.eval().requires_grad_(False)
 
 

@@ -20,7 +20,8 @@ from autoseg.io.images import non_finite, read_channels
 from autoseg.io.volume import Geometry, Volume
 from autoseg.log import get_logger
 from autoseg.nets.device import choose_device, choose_precision
-from autoseg.preprocessing import PreprocessedCase, Restorer, preprocess_case
+from autoseg.preprocessing.case import PreprocessedCase, preprocess_case
+from autoseg.preprocessing.restore import Restorer
 from autoseg.schema.folders import ModelFolder
 from autoseg.schema.plan import Configuration, Plan
 from autoseg.schema.report import RunReport

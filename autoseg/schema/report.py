@@ -107,3 +107,24 @@ class FoldRun:
     steps: int
     seconds: float
     validation_seconds: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictionRun:
+    """What made the segmentations in a folder. ``weights`` are SHA-256 sums of the files, by fold."""
+
+    VERSION: ClassVar[int] = 1
+
+    version: int = 1
+    command: str
+    model: str
+    configuration: str
+    weights: dict[str, str]
+    mirror_axes: tuple[int, ...]
+    step_size: float
+    versions: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def making(self) -> tuple[object, ...]:
+        """Equal for two runs that give the same segmentation of an image, up to rounding."""
+        return self.configuration, tuple(sorted(self.weights.items())), self.mirror_axes, self.step_size
