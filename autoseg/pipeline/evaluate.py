@@ -270,16 +270,23 @@ def write_scores(folder: Path, report: EvaluationReport) -> None:
 
 def score_table(report: EvaluationReport) -> str:
     """The means per label, how many cases are empty on which side, and the cases that score lowest."""
-    header = ["label", "Dice", "IoU", "precision", "recall", "HD95 mm", "ASSD mm"]
-    header += [f"surface Dice {report.surface_tolerance_mm:g} mm", "lesion F1", "cases"]
-    header += ["no reference", "no prediction", "neither"]
+    header = ["label", "cases", "Dice", "IoU", "precision", "recall", "HD95 mm", "ASSD mm"]
+    header += [
+        f"surface Dice {report.surface_tolerance_mm:g} mm",
+        "lesion F1",
+        "only predicted",
+        "only reference",
+        "neither",
+    ]
     rows = []
     for mean in report.mean:
         shares = [_number(value) for value in (mean.dice, mean.iou, mean.precision, mean.recall)]
         distances = [_number(value, digits=2) for value in (mean.hd95, mean.assd)]
-        rest = [_number(mean.surface_dice), _number(mean.lesion_f1), mean.cases]
+        rest = [_number(mean.surface_dice), _number(mean.lesion_f1)]
         empty = [mean.empty_reference, mean.empty_prediction, mean.empty_both]
-        rows.append([mean.label, *shares, *distances, *rest, *empty])
+        rows.append([mean.label, mean.cases, *shares, *distances, *rest, *empty])
+    if not any(any(row[-3:]) for row in rows):
+        header, rows = header[:-3], [row[:-3] for row in rows]
     lines = [table(rows, header=header)]
     lines.append(f"mean foreground Dice {_number(report.foreground_dice)} over {len(report.cases)} cases")
     ranked = sorted((score, case.id) for case in report.cases if not math.isnan(score := case_dice(case)))

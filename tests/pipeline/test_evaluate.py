@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import SimpleITK as sitk  # noqa: N813 - the field's name
+import SimpleITK as sitk
 
 from autoseg import records
 from autoseg.errors import DatasetError, PartialError, SettingError
@@ -216,5 +216,5 @@ def test_the_table_shows_scores_and_what_is_undefined(
         report = evaluate(settings(folders))
     assert math.isnan(report.mean[1].dice)
     lines = [line.split() for line in caplog.text.splitlines()]
-    assert ["liver", *["1.0000"] * 4, "0.00", "0.00", "1.0000", "1.0000", "1", "0", "0", "0"] in lines
-    assert ["tumour", *["-"] * 8, "1", "0", "0", "1"] in lines
+    assert ["liver", "1", *["1.0000"] * 4, "0.00", "0.00", "1.0000", "1.0000", "0", "0", "0"] in lines
+    assert ["tumour", "1", *["-"] * 8, "0", "0", "1"] in lines
