@@ -111,33 +111,33 @@ def class_locations(
     boxes = ndimage.find_objects(np.maximum(label, 0), max_label=len(labels.leaves))
     found: dict[int, np.ndarray] = {}
     for index, entry in enumerate(labels.foreground):
-        internal = [value for value in labels.internal(entry) if value > 0 and boxes[value - 1] is not None]
-        if internal:
-            found[index] = _draw(_positions(label, internal, boxes), seed, index, maximum, minimum_fraction)
+        present = [value for value in labels.internal(entry) if value > 0 and boxes[value - 1] is not None]
+        if present:
+            box = _union([boxes[value - 1] for value in present])
+            found[index] = _draw(np.isin(label[box], present), box, (seed, index), maximum, minimum_fraction)
     if labels.ignore_index is not None:
-        annotated = np.flatnonzero((label >= 0) & (label != labels.ignore_index))
-        if len(annotated):
-            found[ANNOTATED] = _draw(annotated, seed, len(labels.foreground), maximum, minimum_fraction)
-    return {
-        index: np.stack(np.unravel_index(flat, label.shape), axis=1).astype(np.int32) for index, flat in found.items()
-    }
+        annotated = (label >= 0) & (label != labels.ignore_index)
+        if annotated.any():
+            whole = tuple(slice(0, length) for length in label.shape)
+            found[ANNOTATED] = _draw(annotated, whole, (seed, len(labels.foreground)), maximum, minimum_fraction)
+    return found
 
 
-def _positions(label: np.ndarray, internal: list[int], boxes: list[tuple[slice, ...] | None]) -> np.ndarray:
-    """Flat indices of the voxels with one of the internal indices, looked for in their boxes only."""
-    parts = []
-    for value in internal:
-        box = boxes[value - 1] or ()
-        inside = np.nonzero(label[box] == value)
-        shifted = tuple(where + part.start for where, part in zip(inside, box, strict=True))
-        parts.append(np.ravel_multi_index(shifted, label.shape))
-    return np.concatenate(parts)
+def _union(boxes: list[tuple[slice, ...]]) -> tuple[slice, ...]:
+    return tuple(
+        slice(min(part.start for part in parts), max(part.stop for part in parts)) for parts in zip(*boxes, strict=True)
+    )
 
 
-def _draw(positions: np.ndarray, seed: int, index: int, maximum: int, minimum_fraction: float) -> np.ndarray:
-    count = max(min(maximum, len(positions)), math.ceil(minimum_fraction * len(positions)))
-    generator = np.random.default_rng((seed, index))
-    return np.sort(generator.choice(positions, count, replace=False, shuffle=False))
+def _draw(
+    chosen: np.ndarray, box: tuple[slice, ...], seed: tuple[int, int], maximum: int, minimum_fraction: float
+) -> np.ndarray:
+    """Some of the voxels of ``box`` where ``chosen`` is true, as positions in the whole label, ascending."""
+    flat = np.flatnonzero(chosen)
+    count = max(min(maximum, len(flat)), math.ceil(minimum_fraction * len(flat)))
+    drawn = np.sort(np.random.default_rng(seed).choice(flat, count, replace=False, shuffle=False))
+    inside = np.stack(np.unravel_index(drawn, chosen.shape), axis=1)
+    return (inside + [part.start for part in box]).astype(np.int32)
 
 
 def _trace(image: Volume, cropped_shape: tuple[int, ...], box: Box, plan: Plan, configuration: Configuration) -> Trace:

@@ -42,8 +42,8 @@ class Restorer:
     axis (nnU-Net's rule, from network spacing to image spacing) ``resampling.order_z`` holds, else
     ``order_logits``. Regions are on where their logit is above 0, later ones win.
 
-    Memory beside the result: the planes given to ``add``, a copy of at most one of them, their decisions, and some
-    megabytes. The result is one label map, and float16 (heads, z, y, x) if ``probabilities`` are asked for.
+    Memory beside the result: the planes given to ``add``, copies of at most two of them, and some megabytes, whatever
+    the depth. The result is one label map, and float16 (heads, z, y, x) if ``probabilities`` are asked for.
 
     Raises:
         SettingError: orders of resampling that look further than two planes.
@@ -97,7 +97,7 @@ class Restorer:
             self._received += 1
             self._advance()
         for z, kept in self._planes.items():
-            if np.shares_memory(kept.logits, planes):
+            if np.may_share_memory(kept.logits, planes):
                 self._planes[z] = _Plane(kept.logits.copy(), kept.decisions)
 
     def finish(self) -> np.ndarray:
