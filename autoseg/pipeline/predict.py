@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -254,7 +255,7 @@ def _complete(target: Path, *, probabilities: bool) -> bool:
             return True
         with np.load(_probabilities_path(target), allow_pickle=False) as archive:
             return PROBABILITIES in archive.files
-    except (AutosegError, OSError, ValueError):
+    except (AutosegError, OSError, ValueError, BadZipFile):
         return False
 
 
