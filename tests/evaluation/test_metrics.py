@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-import SimpleITK as sitk
+import SimpleITK as sitk  # noqa: N813 - the field's name
 
 from autoseg import records
 from autoseg.errors import DatasetError

@@ -5,7 +5,7 @@ import math
 
 import numpy as np
 import pytest
-import SimpleITK as sitk
+import SimpleITK as sitk  # noqa: N813 - the field's name
 
 from autoseg.evaluation import surface as module
 from autoseg.evaluation.surface import assd, hd95, surface, surface_dice, surface_distances
