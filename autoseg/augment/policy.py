@@ -130,7 +130,10 @@ def draw_spatial(policy: Policy, rng: np.random.Generator) -> Spatial:
 
 
 def rotation_matrix(degrees: Sequence[float]) -> Array:
-    """Rotation about axes 0, 1 and 2, in this order (3x3), or within a plane for one angle (2x2)."""
+    """Rotation about axes 0, 1 and 2, in this order (3x3), or within a plane for one angle (2x2).
+
+    As the matrix of a ``Spatial`` it turns the places that are sampled, so the picture turns the other way.
+    """
     if len(degrees) == 1:
         return _plane_rotation(2, 0, 1, degrees[0])
     about_0 = _plane_rotation(3, 1, 2, degrees[0])

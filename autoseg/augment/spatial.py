@@ -10,11 +10,10 @@ from torch import Tensor
 
 from autoseg.augment.policy import Spatial
 
-# Voxels of image channels and label indicators that are interpolated at once; beyond it labels take turns.
-_VOXELS_AT_ONCE = 2**25
 
-
-def apply_spatial(image: Tensor, label: Tensor, spatial: Spatial, patch_size: Sequence[int]) -> tuple[Tensor, Tensor]:
+def apply_spatial(
+    image: Tensor, label: Tensor, spatial: Spatial, patch_size: Sequence[int], *, voxels_at_once: int = 2**25
+) -> tuple[Tensor, Tensor]:
     """Cut a patch out of the centre of a larger one, turned, zoomed and mirrored.
 
     Args:
@@ -22,6 +21,8 @@ def apply_spatial(image: Tensor, label: Tensor, spatial: Spatial, patch_size: Se
         label: (1, *extent) signed or unsigned integers. Each voxel gets the label with the largest linearly
             interpolated indicator; outside is -1 if any label is negative, else 0.
         spatial: what ``draw_spatial`` drew. Nothing lies outside if ``extent`` is its ``source_extent``.
+        voxels_at_once: bound on image channels and label indicators that are interpolated together; beyond it labels
+            take turns, which needs less memory and more time.
 
     Returns:
         (c, *patch_size) and (1, *patch_size) of the same types; views of the inputs where nothing is to be done.
@@ -30,7 +31,7 @@ def apply_spatial(image: Tensor, label: Tensor, spatial: Spatial, patch_size: Se
     if spatial.identity:
         image, label = _centre(image, patch), _centre(label, patch)
     else:
-        image, label = _resample(image, label, spatial, patch)
+        image, label = _resample(image, label, spatial, patch, voxels_at_once)
     if spatial.flips:
         axes = [axis + 1 for axis in spatial.flips]
         image, label = image.flip(axes), label.flip(axes)
@@ -43,7 +44,9 @@ def _centre(array: Tensor, shape: Sequence[int]) -> Tensor:
     return array
 
 
-def _resample(image: Tensor, label: Tensor, spatial: Spatial, patch: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+def _resample(
+    image: Tensor, label: Tensor, spatial: Spatial, patch: tuple[int, ...], voxels_at_once: int
+) -> tuple[Tensor, Tensor]:
     moved = len(spatial.matrix)
     still = patch[:-moved]
     image = _centre(image, still)
@@ -59,7 +62,7 @@ def _resample(image: Tensor, label: Tensor, spatial: Spatial, patch: tuple[int, 
     values = _present(label)
     outside = min(0, values[0])
     values = [value for value in values if value != outside]
-    if (len(image) + len(values)) * label.numel() <= _VOXELS_AT_ONCE:
+    if (len(image) + len(values)) * label.numel() <= voxels_at_once:
         # Finding the eight neighbours is most of the work: do it once for the image and all labels.
         sampled = sample(torch.cat([image, *(label == value for value in values)]))
         image, scores = sampled[: len(image)], iter(sampled[len(image) :])
