@@ -191,9 +191,10 @@ def write_image(path: Path | str, volume: Volume) -> None:
         pictures.write(path, data)
     elif ending in _TIFF:
         tif.write(path, data, volume.geometry)
+    elif ending in _NIFTI:
+        nifti.write(path, data, volume.geometry)
     else:
-        # A vector in NIfTI is a fifth dimension, which few programs read.
-        itk.write(path, itk.to_image(data, volume.geometry, stacked=ending in _NIFTI))
+        itk.write(path, itk.to_image(data, volume.geometry))
 
 
 def _read(path: Path, read_picture: Callable[[Path], Volume]) -> Volume:

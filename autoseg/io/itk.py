@@ -1,4 +1,4 @@
-"""Everything that goes through SimpleITK: MetaImage, NRRD, GIPL, and the geometry of NIfTI."""
+"""Everything that goes through SimpleITK: MetaImage, NRRD, GIPL, and the geometry of NIfTI files."""
 
 from __future__ import annotations
 
@@ -46,13 +46,11 @@ def read_shape(path: Path) -> tuple[int, int, int, int]:
     return t * reader.GetNumberOfComponents(), z, y, x
 
 
-def to_image(data: np.ndarray, geometry: Geometry, *, stacked: bool = False) -> sitk.Image:
-    """A SimpleITK image of (channel, z, y, x) data: scalar for one channel, else a vector, or 4D if ``stacked``."""
+def to_image(data: np.ndarray, geometry: Geometry) -> sitk.Image:
+    """A SimpleITK image of (channel, z, y, x) data: scalar for one channel, else a vector."""
     planes = data[:, 0] if geometry.ndim == 2 else data
     if len(planes) == 1:
         image = sitk.GetImageFromArray(planes[0])
-    elif stacked:
-        return sitk.JoinSeries([to_image(channel[np.newaxis], geometry) for channel in data])
     else:
         image = sitk.GetImageFromArray(np.ascontiguousarray(np.moveaxis(planes, 0, -1)), isVector=True)
     image.SetSpacing(geometry.spacing[::-1][: geometry.ndim])

@@ -1,7 +1,8 @@
-"""NIfTI-1 files: the header is read and judged here, and so are the voxels.
+"""NIfTI-1 files, without ITK but for the meaning of a header's geometry.
 
 ITK fills the missing end of a truncated file with whatever is in memory, does not look at the checksum of a
-compressed one, and five-dimensional files can take the process down. So ITK only interprets the geometry.
+compressed one, and five-dimensional files can take the process down. It writes the orientation as a quaternion too,
+and reads that back in preference, which turns axes that are not quite square by some thousandths of a mm.
 """
 
 from __future__ import annotations
@@ -20,10 +21,13 @@ import numpy as np
 from autoseg.errors import DatasetError
 from autoseg.io import itk
 from autoseg.io.volume import Geometry, Volume
+from autoseg.records import atomic_path
 
 _HEADER_SIZE = 348
 _HEADER_SIZE_2 = 540
 _ORDERS: tuple[Literal["<", ">"], ...] = ("<", ">")
+_DATA_OFFSET = 352
+_LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0])
 _SHEAR_LIMIT_MM = 0.1
 # NIfTI-1 standard (nifti1.h), datatype codes; colours are three or four bytes per voxel.
 _DTYPES = {
@@ -99,6 +103,37 @@ def read_geometry(path: Path, header: Header) -> Geometry:
         if "orthonormal" not in error.message or header.sform is None:
             raise
         return _straightened(path, header)
+
+
+def write(path: Path, data: np.ndarray, geometry: Geometry) -> None:
+    """Write (channel, z, y, x) atomically; several channels become the fourth axis. The bytes are reproducible.
+
+    The geometry is in the sform alone, which all programs read, as nibabel does it.
+    """
+    channels, z, y, x = data.shape
+    flat = geometry.ndim == 2 and channels == 1
+    ndim = 2 if flat else 3 if channels == 1 else 4
+    codes = {kind: code for code, (kind, components) in _DTYPES.items() if components == 1}
+    header = bytearray(_DATA_OFFSET)
+    struct.pack_into("<i", header, 0, _HEADER_SIZE)
+    struct.pack_into("<8h", header, 40, ndim, x, y, z, channels, 1, 1, 1)
+    struct.pack_into("<2h", header, 70, codes[data.dtype.str[1:]], 8 * data.dtype.itemsize)
+    struct.pack_into("<8f", header, 76, 1.0, *geometry.spacing[::-1], 1.0, 0.0, 0.0, 0.0)
+    struct.pack_into("<3f", header, 108, _DATA_OFFSET, 1.0, 0.0)
+    struct.pack_into("<B", header, 123, 2)  # millimetres
+    struct.pack_into("<2h", header, 252, 0, 1)  # no qform; sform in scanner coordinates
+    struct.pack_into("<12f", header, 280, *(_LPS_TO_RAS @ geometry.affine()[:3]).ravel())
+    header[344:348] = b"n+1\0"
+    voxels = np.ascontiguousarray(data, dtype=data.dtype.newbyteorder("<"))
+    with atomic_path(path) as temporary, temporary.open("wb") as plain:
+        if not path.name.lower().endswith(".gz"):
+            plain.write(header)
+            plain.write(voxels.data)
+            return
+        # No name and no time inside, so that equal images are equal files.
+        with gzip.GzipFile(filename="", fileobj=plain, mode="wb", compresslevel=4, mtime=0) as stream:
+            stream.write(header)
+            stream.write(voxels.data)
 
 
 def _parse(path: Path, raw: bytes) -> Header:
@@ -208,7 +243,7 @@ def _scaled(data: np.ndarray, header: Header) -> np.ndarray:
 def _straightened(path: Path, header: Header) -> Geometry:
     """The square grid nearest to the sheared one of the sform (polar decomposition of its axes)."""
     assert header.sform is not None
-    matrix = np.diag([-1.0, -1.0, 1.0]) @ header.sform  # RAS of NIfTI to LPS
+    matrix = _LPS_TO_RAS @ header.sform
     spacing = np.linalg.norm(matrix[:, :3], axis=0)
     if not spacing.all():
         raise DatasetError(f"{path} has an axis without length in its header", hint="correct its affine matrix")
