@@ -6,6 +6,7 @@ The rules are data; ``violations`` applies them to a source text, so that delibe
 from __future__ import annotations
 
 import ast
+import enum
 import re
 import sys
 from collections.abc import Iterator
@@ -75,28 +76,37 @@ def room_of(path: str) -> str:
     return path.split("/", 1)[0].removesuffix(".py")
 
 
-def imports(tree: ast.Module) -> Iterator[tuple[str, int, bool]]:
-    """Every imported module with its line, and whether the import runs when the module is loaded."""
-    lazy = {
-        id(inner)
-        for node in ast.walk(tree)
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda) or _is_type_checking(node)
-        for inner in ast.walk(node)
-    }
+class When(enum.Enum):
+    """When an import runs: as its module is loaded, when a function is called, or never (for type checkers)."""
+
+    LOAD = enum.auto()
+    CALL = enum.auto()
+    NEVER = enum.auto()
+
+
+def imports(tree: ast.Module) -> Iterator[tuple[str, int, When]]:
+    """Every imported module with its line, and when the import runs."""
+    times: dict[int, When] = {}
     for node in ast.walk(tree):
-        at_load = id(node) not in lazy
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            times.update((id(inner), When.CALL) for inner in ast.walk(node))
+    for node in ast.walk(tree):
+        if _is_type_checking(node):
+            times.update((id(inner), When.NEVER) for inner in ast.walk(node))
+    for node in ast.walk(tree):
+        time = times.get(id(node), When.LOAD)
         if isinstance(node, ast.Import):
             for alias in node.names:
-                yield alias.name, node.lineno, at_load
+                yield alias.name, node.lineno, time
         elif isinstance(node, ast.ImportFrom):
-            yield from ((name, node.lineno, at_load) for name in _targets(node))
+            yield from ((name, node.lineno, time) for name in _targets(node))
         elif isinstance(node, ast.Call) and _is_dynamic_import(node):
-            yield node.args[0].value, node.lineno, at_load  # type: ignore[attr-defined]
+            yield node.args[0].value, node.lineno, time  # type: ignore[attr-defined]
         elif isinstance(node, ast.Constant) and isinstance(node.value, str):
             # "module:attribute" is how registries and the table of commands name their targets.
             match = re.fullmatch(r"(autoseg(?:\.\w+)+):\w+", node.value)
             if match:
-                yield match[1], node.lineno, False
+                yield match[1], node.lineno, When.CALL
 
 
 def _targets(node: ast.ImportFrom) -> list[str]:
@@ -122,14 +132,14 @@ def violations(path: str, source: str) -> list[str]:
     tree = ast.parse(source)
     room = room_of(path)
     found = []
-    for target, line, at_load in imports(tree):
-        message = _judge(room, path, target, at_load)
+    for target, line, time in imports(tree):
+        message = _judge(room, path, target, time)
         if message:
             found.append(f"{path}:{line}: {message}")
     return found + _too_long(path, source, tree)
 
 
-def _judge(room: str, path: str, target: str, at_load: bool) -> str:
+def _judge(room: str, path: str, target: str, time: When) -> str:
     top, _, rest = target.partition(".")
     if target.startswith("."):
         return "relative import"
@@ -141,10 +151,13 @@ def _judge(room: str, path: str, target: str, at_load: bool) -> str:
         if other != room and RANK[other] >= RANK[room]:
             return f"{room} must not import {other}"
         return ""
-    if top in PLACES and room not in PLACES[top] and not (top == "torch" and path in TORCH_WHEN_CALLED and not at_load):
+    if time is When.NEVER:
+        return ""
+    lazy_torch = top == "torch" and path in TORCH_WHEN_CALLED and time is When.CALL
+    if top in PLACES and room not in PLACES[top] and not lazy_torch:
         return f"{top} is for {', '.join(sorted(PLACES[top])) or 'nobody'}, not for {room}"
     allowed = top in sys.stdlib_module_names or (room, top) in MODULE_LEVEL_EXCEPTIONS
-    if room in STDLIB_AT_MODULE_LEVEL and at_load and not allowed:
+    if room in STDLIB_AT_MODULE_LEVEL and time is When.LOAD and not allowed:
         return f"{room} must not load {top} with the module"
     return ""
 
@@ -235,6 +248,7 @@ def test_a_deliberate_violation_is_caught(path: str, source: str) -> None:
         ("parallel.py", "def f():\n    import psutil"),
         ("io/images.py", "import SimpleITK as sitk\nfrom autoseg import log"),
         ("cli/main.py", "def f():\n    import autoseg.pipeline.train"),
+        ("inference/predictor.py", "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import SimpleITK"),
         ("nets/unet.py", "def f():\n" + "    x = 1\n" * 79),
     ],
 )

