@@ -70,8 +70,8 @@ def _pays(dtype: torch.dtype) -> bool:
             best = min(best, _time_step(dtype))
         except RuntimeError:
             return False
-        if best > 3 * full:
-            # Emulated half precision is so slow that further rounds would only cost time.
+        if best > 1.5 * full:
+            # Emulated half precision can be thirty times slower: more rounds would only cost time.
             return False
     return best < _WORTHWHILE * full
 
