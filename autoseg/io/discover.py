@@ -89,8 +89,11 @@ def find_cases(path: Path | str, *, num_channels: int, file_ending: str) -> tupl
     (colour, 4D), plain ``case.ending`` will do. Files with ``file_ending`` are taken; a folder that has none of
     them may hold any other single format.
 
+    A case with missing or extra channels is returned along with the others, and fails when it is read.
+
     Raises:
-        DatasetError: nothing to predict, or missing or extra channels; all problems are listed.
+        DatasetError: nothing to predict, two images of one name, or no case has the right channels; all problems
+            are listed.
     """
     path = Path(path).expanduser().absolute()
     if path.is_dir():
@@ -100,11 +103,8 @@ def find_cases(path: Path | str, *, num_channels: int, file_ending: str) -> tupl
     else:
         raise DatasetError(f"{path} does not exist", hint="give a folder with images, or one image")
     cases = _grouped(files, num_channels=num_channels, labelled=frozenset())
-    problems = [
-        f"{name}: {fault}"
-        for case in cases
-        for name, fault in channel_problems([Path(image) for image in case.images], num_channels)
-    ]
+    faults = [channel_problems([Path(image) for image in case.images], num_channels) for case in cases]
+    problems = [f"{name}: {fault}" for found in faults for name, fault in found] if all(faults) else []
     problems += [f"{id_}: there are several images of this name" for id_ in repeated(case.id for case in cases)]
     if problems:
         raise DatasetError(

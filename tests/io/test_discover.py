@@ -168,6 +168,10 @@ def test_prediction_lists_all_problems(make_dataset):
     (images / "case_b_0001.nii.gz").unlink()
     (images / "case_c_0000.nii.gz").unlink()
     shutil.copy(images / "case_d_0000.nii.gz", images / "case_d_0002.nii.gz")
+    # One whole case is worth predicting; the others fail when they are read.
+    assert ids(find_cases(images, num_channels=2, file_ending=".nii.gz")) == ["case_a", "case_b", "case_c", "case_d"]
+    for channel in (0, 1):
+        (images / f"case_a_{channel:04d}.nii.gz").unlink()
     with pytest.raises(DatasetError) as caught:
         find_cases(images, num_channels=2, file_ending=".nii.gz")
     assert "case_b_0001.nii.gz: missing channel" in caught.value.message

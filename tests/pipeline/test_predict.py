@@ -91,6 +91,17 @@ def test_one_bad_image_among_many_is_listed_and_the_others_are_complete(write_mo
     assert sorted(_bytes(tmp_path / "out")) == ["a.nii.gz", "c.nii.gz", "f.nii.gz"]
 
 
+def test_wrong_channels_of_one_case_do_not_stop_the_others(write_model, tmp_path: Path) -> None:
+    write_model(tmp_path / "model", channels=2)
+    names = ("a_0000", "a_0001", "b_0000", "c_0000", "c_0001", "c_0002", "d_0001")
+    _write_images(tmp_path / "in", tuple(f"{name}.nii.gz" for name in names))
+    with pytest.raises(PartialError, match="3 of 4") as caught:
+        predict(_settings(tmp_path))
+    for name in ("b_0001", "c: the image has 3 channels", "d_0000"):
+        assert name in caught.value.message
+    assert list(_bytes(tmp_path / "out")) == ["a.nii.gz"]
+
+
 def test_a_single_bad_image_is_its_own_error(write_model, tmp_path: Path) -> None:
     write_model(tmp_path / "model")
     _write_images(tmp_path / "in", ("a_0000.nii.gz",))
