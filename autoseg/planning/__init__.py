@@ -1,0 +1,12 @@
+"""From what was measured to what is trained. README.md beside this file lists every rule and its source."""
+
+from __future__ import annotations
+
+from autoseg.planning.check import check_plan
+from autoseg.planning.mirroring import mirror_axes
+from autoseg.planning.planner import make_plan
+from autoseg.planning.situation import CostFunction
+from autoseg.planning.splits import make_splits, read_splits
+from autoseg.planning.table import plan_table
+
+__all__ = ["CostFunction", "check_plan", "make_plan", "make_splits", "mirror_axes", "plan_table", "read_splits"]

@@ -1,0 +1,94 @@
+"""Patch sizes from the largest that makes sense down to the smallest, and the first of them that fits."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from autoseg.planning.rules import ArchitectureRule
+from autoseg.planning.topology import plan_topology
+from autoseg.schema.fingerprint import Shape
+from autoseg.schema.plan import Topology
+
+# Edge of the cube or square (in voxels of the mean spacing) from which the search starts, by number of axes.
+START_EDGE = {2: 2048, 3: 256}
+
+
+@dataclass(frozen=True)
+class Candidate:
+    patch: Shape
+    topology: Topology
+
+    @property
+    def voxels(self) -> int:
+        return math.prod(self.patch)
+
+
+def initial_patch(spacing: Sequence[float], median: Sequence[float]) -> Shape:
+    """A patch of equal edges in mm, no longer than the median image."""
+    ndim = len(spacing)
+    density = [1 / step for step in spacing]
+    scale = (START_EDGE[ndim] ** ndim / math.prod(density)) ** (1 / ndim)
+    return tuple(max(1, min(round(scale * d), math.ceil(m))) for d, m in zip(density, median, strict=True))
+
+
+def candidates(
+    spacing: Sequence[float], median: Sequence[float], rule: ArchitectureRule, *, base_width: int
+) -> list[Candidate]:
+    """Patches in descending order, each with its topology of at least two stages.
+
+    Each is one step smaller on the axis that covers most of the median image, so that patches approach the
+    proportions of the images. The step is the divisor of the smaller patch: 256 can become 224, whose divisor is 32.
+    """
+    topology, patch = plan_topology(spacing, initial_patch(spacing, median), rule, base_width=base_width)
+    if topology.num_stages < 2:
+        topology, patch = plan_topology(spacing, _smallest(spacing, patch, rule), rule, base_width=base_width)
+    found = [Candidate(patch, topology)]
+    while True:
+        axis = max(range(len(patch)), key=lambda i: (patch[i] / median[i], i))
+        reduced = _less(patch, axis, topology.divisor[axis])
+        if reduced is None:
+            return found
+        trial, _ = plan_topology(spacing, reduced, rule, base_width=base_width)
+        reduced = _less(patch, axis, trial.divisor[axis])
+        if reduced is None:
+            return found
+        topology, smaller = plan_topology(spacing, reduced, rule, base_width=base_width)
+        if topology.num_stages < 2 or smaller == patch:
+            return found
+        patch = smaller
+        found.append(Candidate(patch, topology))
+
+
+def _less(patch: Shape, axis: int, step: int) -> Shape | None:
+    length = patch[axis] - step
+    return (*patch[:axis], length, *patch[axis + 1 :]) if length >= 1 else None
+
+
+def _smallest(spacing: Sequence[float], patch: Shape, rule: ArchitectureRule) -> Shape:
+    """The patch, grown where axes are fine until they can be halved once; images smaller than it are padded."""
+    edge = 2 * rule.minimum_edge
+    finest = min(spacing)
+    fine = [step / finest < 2 for step in spacing]
+    wanted = edge if sum(fine) > 1 else 3 * rule.minimum_edge
+    return tuple(max(length, wanted) if grow else length for length, grow in zip(patch, fine, strict=True))
+
+
+def first_fitting(options: Sequence[Candidate], memory: Callable[[Candidate], int], budget: int) -> Candidate | None:
+    """The first (largest) option whose memory is within the budget; None if not even the last one's is.
+
+    Memory falls along the list, nearly in proportion to voxels, so an interpolating search needs few evaluations.
+    """
+    too_large, fitting = -1, len(options)
+    probe = 0
+    while fitting - too_large > 1:
+        need = memory(options[probe])
+        if need <= budget:
+            fitting = probe
+        else:
+            too_large = probe
+        voxels = options[probe].voxels * budget / need
+        guess = next((i for i, option in enumerate(options) if option.voxels <= voxels), len(options) - 1)
+        probe = min(max(guess, too_large + 1), fitting - 1)
+    return options[fitting] if fitting < len(options) else None
