@@ -201,16 +201,17 @@ def _read(path: Path, read_picture: Callable[[Path], Volume]) -> Volume:
     path = _existing(path)
     ending = split_ending(path.name)[1].lower()
     if ending in _NIFTI:
-        return nifti.read(path)
-    if ending in _TIFF:
-        return tif.read(path)
-    if ending in (*_LOSSLESS_PICTURES, *_LOSSY):
-        return read_picture(path)
-    if ending in {".mha", ".mhd"}:
-        integrity.check_metaimage(path)
-    elif ending.startswith(".gipl"):
-        integrity.check_gipl(path)
-    return itk.read(path)
+        volume = nifti.read(path)
+    elif ending in _TIFF:
+        volume = tif.read(path)
+    elif ending in _ITK:
+        integrity.check(path, ending)
+        volume = itk.read(path)
+    else:
+        volume = read_picture(path)
+    if volume.data.size == 0:
+        raise DatasetError(f"{path} has no voxels: its shape is {_times(volume.shape)}", hint="restore the file")
+    return volume
 
 
 def _existing(path: Path) -> Path:

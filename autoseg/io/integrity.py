@@ -16,12 +16,20 @@ _GIPL_BYTES = {7: 1, 8: 1, 15: 2, 16: 2, 31: 4, 32: 4, 64: 4, 65: 8}
 _STEP = 1 << 20
 
 
-def check_metaimage(path: Path) -> None:
-    """Look for the voxels of a MetaImage, and unpack them once if they are compressed.
+def check(path: Path, ending: str) -> None:
+    """Look for damage in a file whose format (by its lower-case ending) ITK reads carelessly.
 
     Raises:
-        DatasetError: the file with the voxels is missing, or the compressed stream is damaged or cut off.
+        DatasetError: the end of the file or the file with its voxels is missing, or a compressed stream is damaged.
     """
+    if ending in {".mha", ".mhd"}:
+        _check_metaimage(path)
+    elif ending in {".gipl", ".gipl.gz"}:
+        _check_gipl(path)
+
+
+def _check_metaimage(path: Path) -> None:
+    """Look for the voxels, and unpack them once if they are compressed."""
     fields, end = _metaimage_fields(path)
     where = fields.get("elementdatafile", "")
     if where.upper().startswith("LIST") or "%" in where:
@@ -48,12 +56,8 @@ def check_metaimage(path: Path) -> None:
         raise _damaged(source, "its end is missing")
 
 
-def check_gipl(path: Path) -> None:
-    """Compare the length of a GIPL file with what its header promises.
-
-    Raises:
-        DatasetError: shorter than its header says, or a damaged compressed stream.
-    """
+def _check_gipl(path: Path) -> None:
+    """Compare the length of the file with what its header promises."""
     try:
         with path.open("rb") as plain:
             compressed = plain.read(2) == b"\x1f\x8b"

@@ -14,6 +14,9 @@ from autoseg.records import atomic_path
 
 # Modes whose samples are what is stored; others are converted first.
 _PLAIN = {"L", "LA", "RGB", "RGBA", "I;16", "I;16B", "I;16L", "I", "F"}
+_ERRORS = (OSError, SyntaxError, ValueError, MemoryError)
+# A damaged size must not make us ask for all memory there is: pixels per byte of a file, at the most.
+_LARGEST_PACKING = 10_000
 # Slides are large on purpose; the user chose the files.
 Image.MAX_IMAGE_PIXELS = None
 
@@ -40,7 +43,7 @@ def read_shape(path: Path) -> tuple[int, int, int, int]:
         with Image.open(path) as image:
             width, height = image.size
             mode = _colour_mode(image)
-    except (OSError, SyntaxError, ValueError) as error:
+    except _ERRORS as error:
         raise _unreadable(path, error) from error
     return Image.getmodebands(mode), 1, height, width
 
@@ -62,12 +65,14 @@ def write(path: Path, data: np.ndarray) -> None:
 def _load(path: Path, *, palette_indices: bool) -> np.ndarray:
     try:
         with Image.open(path) as image:
+            if image.width * image.height > _LARGEST_PACKING * path.stat().st_size:
+                raise ValueError("size")
             if image.mode == "P" and palette_indices:
                 return np.asarray(image)
             mode = _colour_mode(image)
             picture = image if mode == image.mode else image.convert(mode)
             return np.asarray(picture)
-    except (OSError, SyntaxError, ValueError) as error:
+    except _ERRORS as error:
         raise _unreadable(path, error) from error
 
 

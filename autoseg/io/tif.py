@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import struct
 import zlib
 from pathlib import Path
 
@@ -20,7 +21,23 @@ from autoseg.errors import DatasetError
 from autoseg.io.volume import Geometry, Volume
 from autoseg.records import atomic_path, write_text
 
-_ERRORS = (tifffile.TiffFileError, OSError, ValueError, IndexError, KeyError, TypeError, zlib.error)
+# Deflate and LZW pack at most some 1000 to 1.
+_LARGEST_PACKING = 2000
+# What tifffile raises for damaged files.
+_ERRORS = (
+    tifffile.TiffFileError,
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    LookupError,
+    MemoryError,
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+    struct.error,
+    zlib.error,
+)
 
 
 def read(path: Path) -> Volume:
@@ -33,7 +50,7 @@ def read(path: Path) -> Volume:
         with tifffile.TiffFile(path) as file:
             series = file.series[0]
             axes = series.axes
-            _check_length(path, file)
+            _check_length(path, file, series.nbytes)
             try:
                 data = series.asarray()
             except ValueError as error:
@@ -104,16 +121,18 @@ def _order(path: Path, shape: tuple[int, ...], axes: str) -> tuple[list[int], li
 def _arranged(path: Path, data: np.ndarray, axes: str) -> np.ndarray:
     channels, others, y, x = _order(path, data.shape, axes)
     ordered = data.transpose(*channels, *others, y, x)
-    count = math.prod(data.shape[axis] for axis in channels)
-    ordered = ordered.reshape(count, -1, data.shape[y], data.shape[x])
+    lengths = [math.prod(data.shape[axis] for axis in group) for group in (channels, others, [y], [x])]
+    ordered = ordered.reshape(lengths)
     if ordered.dtype == bool:
         ordered = ordered.astype(np.uint8)
     return np.ascontiguousarray(ordered.astype(ordered.dtype.newbyteorder("="), copy=False))
 
 
-def _check_length(path: Path, file: tifffile.TiffFile) -> None:
-    # tifffile reads zeros where an uncompressed file ends too early.
+def _check_length(path: Path, file: tifffile.TiffFile, num_bytes: int) -> None:
+    # A damaged size must not make us ask for all memory there is; and tifffile reads zeros where a file is cut off.
     length = path.stat().st_size
+    if num_bytes > _LARGEST_PACKING * length:
+        raise OSError("its size cannot be true")
     for page in file.pages:
         ends = [start + count for start, count in zip(page.dataoffsets, page.databytecounts, strict=False)]
         if ends and max(ends) > length:

@@ -244,3 +244,35 @@ def test_float_label_with_whole_numbers_is_read_and_fractions_are_refused(tmp_pa
     write_image(tmp_path / "a.nii.gz", Volume(data, OBLIQUE))
     with pytest.raises(DatasetError, match="no integer"):
         read_label(tmp_path / "a.nii.gz")
+
+
+@pytest.mark.parametrize("ending", [*GRIDS, ".png", ".bmp", ".jpg"])
+def test_damaged_header_is_read_or_refused_but_raises_nothing_else(tmp_path, ending):
+    grid = GRIDS.get(ending, Geometry.picture())
+    path = tmp_path / f"a{ending}"
+    rng = np.random.default_rng(0)
+    write_image(path, Volume(rng.integers(0, 200, (1, 1 if grid.ndim == 2 else 4, 8, 9)).astype(np.uint8), grid))
+    whole = path.read_bytes()
+    refused = 0
+    for _ in range(60):
+        content = bytearray(whole)
+        for _ in range(int(rng.integers(1, 4))):
+            content[rng.integers(min(len(whole), 400))] = rng.integers(256)
+        path.write_bytes(content)
+        for read in (read_image, read_shape):
+            try:
+                read(path)
+            except DatasetError as error:
+                assert "\n" not in error.message
+                refused += 1
+    assert refused
+
+
+def test_picture_whose_size_cannot_be_true_is_refused_without_asking_for_the_memory(tmp_path):
+    write_label(tmp_path / "a.bmp", np.ones((1, 8, 8), np.uint8), Geometry.picture())
+    content = bytearray((tmp_path / "a.bmp").read_bytes())
+    # Width and height of the Windows bitmap header, little-endian.
+    content[18:26] = (100_000).to_bytes(4, "little") * 2
+    (tmp_path / "a.bmp").write_bytes(content)
+    with pytest.raises(DatasetError, match="damaged"):
+        read_image(tmp_path / "a.bmp")
