@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain
 
 import torch
 import torch.nn.functional as F
@@ -62,13 +63,16 @@ def _resample(
     values = _present(label)
     outside = min(0, values[0])
     values = [value for value in values if value != outside]
-    if (len(image) + len(values)) * label.numel() <= voxels_at_once:
-        # Finding the eight neighbours is most of the work: do it once for the image and all labels.
+    together = max(1, voxels_at_once // label.numel())
+    if len(image) + len(values) <= together:
+        # Finding the eight neighbours is half of the work: do it once for the image and all labels.
         sampled = sample(torch.cat([image, *(label == value for value in values)]))
         image, scores = sampled[: len(image)], iter(sampled[len(image) :])
     else:
-        scores = (sample((label == value).to(image.dtype))[0] for value in values)
         image = sample(image)
+        groups = (values[first : first + together] for first in range(0, len(values), together))
+        indicators = (torch.cat([label == value for value in group]).to(image.dtype) for group in groups)
+        scores = chain.from_iterable(map(sample, indicators))
     winner = torch.full(patch, outside, dtype=label.dtype, device=label.device)
     best, rest = torch.zeros_like(winner, dtype=image.dtype), torch.ones_like(winner, dtype=image.dtype)
     for value, score in zip(values, scores, strict=True):

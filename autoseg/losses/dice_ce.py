@@ -39,12 +39,9 @@ def dice_ce_loss(labels: Labels, *, batch_dice: bool) -> Callable[[Tensor, Tenso
     def loss(logits: Tensor, target: Tensor) -> Tensor:
         index = target.flatten(1).to(torch.int64)
         valid = None if labels.ignore_index is None else index != labels.ignore_index
-        with torch.autocast(logits.device.type, enabled=False):
-            if labels.has_regions:
-                return _region_loss(logits, region_masks(index, labels), valid, batch_dice)
-            if valid is not None:
-                index = index * valid
-            return _SoftmaxDiceCE.apply(logits, index, valid, batch_dice)
+        if labels.has_regions:
+            return _region_loss(logits, region_masks(index, labels), valid, batch_dice)
+        return _SoftmaxDiceCE.apply(logits, index if valid is None else index * valid, valid, batch_dice)
 
     return loss
 

@@ -142,10 +142,11 @@ def test_the_outside_is_negative_only_if_the_label_knows_it() -> None:
     assert set(np.unique(moved)) == {-1, 2}
 
 
-def test_labels_that_take_turns_come_out_the_same() -> None:
+@pytest.mark.parametrize("voxels_at_once", [1, 2 * 18**3, 4 * 18**3])
+def test_labels_that_take_turns_come_out_the_same(voxels_at_once: int) -> None:
     image, label = smooth((1, 18, 18, 18)), blobs((18, 18, 18), 6) - 1
     together = apply(image, label, make([20.0, 10.0, -15.0]), (16, 16, 16))
-    in_turns = apply(image, label, make([20.0, 10.0, -15.0]), (16, 16, 16), voxels_at_once=1)
+    in_turns = apply(image, label, make([20.0, 10.0, -15.0]), (16, 16, 16), voxels_at_once=voxels_at_once)
     np.testing.assert_allclose(together[0], in_turns[0], atol=1e-6)
     assert np.array_equal(together[1], in_turns[1])
 
