@@ -22,6 +22,8 @@ Evaluate = Callable[[Tensor], Tensor]
 
 # Finished planes are handed on in pieces of about this size.
 _PIECE_BYTES = 64_000_000
+# A change of the order of axes is several times faster in blocks that fit the cache of a core.
+_BLOCK_BYTES = 1_000_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,37 +116,55 @@ def _checked(logits: Tensor) -> np.ndarray:
 
 
 class _Ring:
-    """Sums over the planes in flight; plane z lies in slot z modulo the span."""
+    """Sums over the planes in flight, (z, y, x, heads); plane z lies in slot z modulo the span.
+
+    Heads come last because that is how convolutions of channels-last images leave their logits: adding windows in
+    that order is ten times faster on a CPU, and every voxel changes its order once instead of once per window.
+    """
 
     def __init__(self, span: int, padded: Shape, sweep: Sweep) -> None:
         self._span = span
-        self._sums = torch.zeros((sweep.heads, span, *padded[1:]), dtype=sweep.dtype, device=sweep.device)
-        self._weights = torch.zeros((span, *padded[1:]), device=sweep.device)
-        self._window = torch.from_numpy(gaussian_window(sweep.patch)).to(sweep.device)
+        self._sums = torch.zeros((span, *padded[1:], sweep.heads), dtype=sweep.dtype, device=sweep.device)
+        self._weights = torch.zeros((span, *padded[1:], 1), device=sweep.device)
+        self._window = torch.from_numpy(gaussian_window(sweep.patch))[..., None].to(sweep.device)
 
     def add(self, corner: tuple[int, int, int], logits: Tensor) -> None:
         """Add weighted logits (heads, *patch), which are overwritten, at a corner (z, y, x)."""
         z, y, x = corner
-        depth, height, width = self._window.shape
-        logits = logits.mul_(self._window)
+        depth, height, width, _ = self._window.shape
+        weighted = logits.permute(1, 2, 3, 0).mul_(self._window)
         taken = 0
         while taken < depth:
             slot = (z + taken) % self._span
             count = min(depth - taken, self._span - slot)
             place = (slice(slot, slot + count), slice(y, y + height), slice(x, x + width))
-            self._sums[(slice(None), *place)] += logits[:, taken : taken + count]
+            self._sums[place] += weighted[taken : taken + count]
             self._weights[place] += self._window[taken : taken + count]
             taken += count
 
     def take(self, first: int, stop: int) -> Iterator[tuple[int, Tensor]]:
         """Weighted means of planes ``first`` to ``stop`` as (plane, (heads, dz, y, x)); their slots are free then."""
-        plane_bytes = self._sums[:, 0].numel() * torch.float32.itemsize
+        plane_bytes = self._sums[0].numel() * torch.float32.itemsize
         depth = max(1, _PIECE_BYTES // plane_bytes)
         while first < stop:
             slot = first % self._span
             count = min(depth, stop - first, self._span - slot)
-            sums, weights = self._sums[:, slot : slot + count], self._weights[slot : slot + count]
-            yield first, sums.float() / weights
-            sums.zero_()
-            weights.zero_()
+            planes = slice(slot, slot + count)
+            yield first, self._means(planes)
+            self._sums[planes].zero_()
+            self._weights[planes].zero_()
             first += count
+
+    def _means(self, planes: slice) -> Tensor:
+        """Sums over weights of some slots, (heads, dz, y, x) float32."""
+        sums, weights = self._sums[planes], self._weights[planes]
+        if sums.is_cuda:
+            return (sums / weights).permute(3, 0, 1, 2).contiguous()
+        depth, height, width, heads = sums.shape
+        result = torch.empty((heads, depth, height, width))
+        rows = max(1, _BLOCK_BYTES // (width * heads * torch.float32.itemsize))
+        for plane in range(depth):
+            for row in range(0, height, rows):
+                block = (plane, slice(row, row + rows))
+                result[:, plane, row : row + rows] = (sums[block] / weights[block]).permute(2, 0, 1)
+        return result
