@@ -31,7 +31,7 @@ setup(
         "safetensors>=0.4.3",
         "cattrs>=23.2",
         "matplotlib>=3.8",
-        "imageio>=2.33",
+        "pillow>=10",
         "tifffile>=2023.9",
         "psutil>=5.9",
     ],

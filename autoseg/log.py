@@ -69,7 +69,7 @@ def progress(items: Iterable[T], *, total: int, label: str) -> Iterator[T]:
         return
     terminal = sys.stderr.isatty()
     started = time.monotonic()
-    shown = -1
+    shown = 0
     for done, item in enumerate(items, start=1):
         yield item
         elapsed = time.monotonic() - started

@@ -236,3 +236,8 @@ def prefetch(iterator: Iterator[V], *, depth: int = 2) -> Iterator[V]:
     finally:
         stop.set()
         thread.join(timeout=5)
+
+
+def in_main_thread() -> bool:
+    """Whether this is the thread that receives signals."""
+    return threading.current_thread() is threading.main_thread()

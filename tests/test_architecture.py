@@ -43,7 +43,7 @@ PLACES = {
     "SimpleITK": {"io"},
     "blosc2": {"io"},
     "tifffile": {"io"},
-    "imageio": {"io"},
+    "PIL": {"io"},
     "multiprocessing": {"parallel"},
     "concurrent": {"parallel"},
     "threading": {"parallel"},

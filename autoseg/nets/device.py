@@ -88,3 +88,13 @@ def _time_step(dtype: torch.dtype | None) -> float:
         y = F.conv3d(x, weight, padding=1)
     y.float().sum().backward()
     return time.perf_counter() - started
+
+
+def gpu_bytes(device: torch.device) -> int:
+    """All memory of a CUDA device."""
+    return int(torch.cuda.get_device_properties(device).total_memory)
+
+
+def gpu_name() -> str | None:
+    """The name of the first GPU, or None."""
+    return torch.cuda.get_device_name(0) if torch.cuda.is_available() else None

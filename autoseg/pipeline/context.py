@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import platform
-import sys
 from importlib.metadata import PackageNotFoundError, version
 
 from autoseg import records
-from autoseg.errors import DatasetError, SettingError
+from autoseg.errors import DatasetError
 from autoseg.io.discover import find_dataset
-from autoseg.log import get_logger
+from autoseg.log import get_logger, size
+from autoseg.nets.device import choose_device, gpu_bytes, gpu_name
 from autoseg.parallel import available_memory, cores
 from autoseg.schema.dataset import CurrentDataset
 from autoseg.schema.folders import Workspace
@@ -66,13 +66,9 @@ def memory_budget(device_name: str, requested: int | None) -> int:
     """
     if requested is not None:
         return requested
-    if device_name.startswith("cuda"):
-        import torch
-
-        if not torch.cuda.is_available():
-            raise SettingError("no CUDA device was found", hint="plan with --device cpu, or give --memory 8GB")
-        index = torch.device(device_name).index or 0
-        return int(torch.cuda.get_device_properties(index).total_memory * GPU_MEMORY_SHARE)
+    device = choose_device(device_name)
+    if device.type == "cuda":
+        return int(gpu_bytes(device) * GPU_MEMORY_SHARE)
     return int(available_memory() * CPU_MEMORY_SHARE)
 
 
@@ -89,11 +85,6 @@ def versions() -> dict[str, str]:
 
 def machine() -> str:
     """One line about the computer, without its name."""
-    from autoseg.log import size
-
     text = f"{platform.system()} {platform.machine()}, {cores()} cores, {size(available_memory())} RAM free"
-    if "torch" in sys.modules:
-        torch = sys.modules["torch"]
-        if torch.cuda.is_available():
-            text += f", {torch.cuda.get_device_name(0)}"
-    return text
+    gpu = gpu_name()
+    return f"{text}, {gpu}" if gpu else text

@@ -7,24 +7,26 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 
 from autoseg import records
 from autoseg.errors import AutosegError, DatasetError, SettingError, WorkerError, joined
-from autoseg.fingerprint import CaseStats, case_stats, content_hash, merge
+from autoseg.fingerprint import CaseStats, content_hash, merge
 from autoseg.io.discover import find_dataset, read_dataset, resolve_workspace
 from autoseg.io.store import CaseStore
-from autoseg.io.verify import Fault, check_spec, fault_table, load_case
+from autoseg.io.verify import Fault, check_spec, fault_table
 from autoseg.log import get_logger, progress, size
 from autoseg.nets.cost import training_cost
 from autoseg.nets.device import choose_device, choose_precision
 from autoseg.parallel import map_cases
+from autoseg.pipeline.cases import inspect_case, store_case
 from autoseg.pipeline.context import memory_budget, remember_dataset
 from autoseg.planning import CostFunction, check_plan, make_plan, plan_table
-from autoseg.preprocessing.case import class_locations, preprocess_case
-from autoseg.schema.dataset import CaseFiles, DatasetSpec
+from autoseg.schema.dataset import DatasetSpec
 from autoseg.schema.fingerprint import Fingerprint
 from autoseg.schema.folders import PreparedFolder, Workspace
 from autoseg.schema.plan import Configuration, Plan, PlanOrigin
@@ -58,13 +60,15 @@ def fingerprint(settings: PrepareSettings) -> Fingerprint:
         if known is not None and known.content_hash == identity:
             _LOG.info("fingerprint of %s: unchanged, %d cases", spec.name, len(known.cases))
             return known
-    _refuse_faults(check_spec(spec))
     stats, faults = _inspect(spec, settings)
     warnings = [fault for fault in faults if not fault.fatal]
     if warnings:
         _LOG.warning("%d cases are unusual:\n%s", len({fault.case for fault in warnings}), fault_table(warnings))
     if settings.verify:
         _refuse_faults(faults)
+    elif any(fault.fatal for fault in faults):
+        skipped = [fault for fault in faults if fault.fatal]
+        _LOG.warning("%d cases are left out:\n%s", len({fault.case for fault in skipped}), fault_table(skipped))
     if not stats:
         raise DatasetError(f"no case of {spec.name} can be used", hint="mend the files listed above")
     order = {case.id: index for index, case in enumerate(spec.cases)}
@@ -103,7 +107,9 @@ def _refuse_faults(faults: Sequence[Fault]) -> None:
 def _inspect(spec: DatasetSpec, settings: PrepareSettings) -> tuple[list[CaseStats], list[Fault]]:
     stats: list[CaseStats] = []
     faults: list[Fault] = []
-    work = partial(_inspect_case, spec=spec, tolerance=settings.tolerance)
+    faults.extend(check_spec(spec))
+    # Every worker gets one case at a time; the list of all would travel with each.
+    work = partial(inspect_case, spec=replace(spec, cases=()), tolerance=settings.tolerance)
     outcomes = map_cases(work, spec.cases, workers=settings.workers, bytes_per_item=_largest_file(spec) * 8)
     for outcome in progress(outcomes, total=len(spec.cases), label="fingerprint"):
         found, wrong = outcome.unwrap()
@@ -115,18 +121,10 @@ def _inspect(spec: DatasetSpec, settings: PrepareSettings) -> tuple[list[CaseSta
     return stats, faults
 
 
-def _inspect_case(case: CaseFiles, *, spec: DatasetSpec, tolerance: float) -> tuple[CaseStats | None, list[Fault]]:
-    loaded, faults = load_case(case, spec, tolerance_mm=tolerance)
-    if loaded is None or any(fault.fatal for fault in faults):
-        return None, list(faults)
-    return case_stats(loaded.id, loaded.image, loaded.label, spec.labels), list(faults)
-
-
 def _largest_file(spec: DatasetSpec) -> int:
-    from pathlib import Path
-
     # Compressed images grow by about four when read.
-    return max(4 * sum(Path(path).stat().st_size for path in case.images) for case in spec.cases)
+    sizes = [sum(Path(path).stat().st_size for path in case.images if Path(path).exists()) for case in spec.cases]
+    return 4 * max(sizes, default=0)
 
 
 def plan(settings: PrepareSettings) -> Plan:
@@ -243,7 +241,9 @@ def preprocess_configuration(
         return store
     if len(missing) < len(usable):
         _LOG.info("%s: %d of %d cases are there already", label, len(usable) - len(missing), len(usable))
-    work = partial(_preprocess_one, spec=spec, made=made, configuration=configuration, root=str(store.root))
+    work = partial(
+        store_case, spec=replace(spec, cases=()), made=made, configuration=configuration, root=str(store.root)
+    )
     voxels = max(_voxels(case.shape, case.spacing, made, configuration) for case in measured.cases)
     bytes_per_case = voxels * (len(spec.channels) + 1) * PREPROCESS_BYTES_PER_VOXEL
     outcomes = map_cases(work, missing, workers=workers, bytes_per_item=bytes_per_case)
@@ -276,18 +276,3 @@ def _store_hash(measured: Fingerprint, made: Plan, configuration: Configuration)
         "store 1",
     ]
     return _hash("\n".join(parts))
-
-
-def _preprocess_one(case: CaseFiles, *, spec: DatasetSpec, made: Plan, configuration: Configuration, root: str) -> None:
-    loaded, faults = load_case(case, spec, tolerance_mm=float("inf"))
-    if loaded is None:
-        raise DatasetError(f"{case.id}: {fault_table(faults)}", hint="mend the file and run the same command again")
-    done = preprocess_case(loaded.image, loaded.label, plan=made, configuration=configuration, id=case.id)
-    label = np.asarray(done.label).astype(np.int16)
-    locations = class_locations(label, made.labels, seed=1234)
-    if done.mask is not None and any(scheme.scheme == "zscore_masked" for scheme in configuration.normalization):
-        # Training zeroes masked channels here again after augmentation.
-        label[(label == 0) & ~done.mask] = -1
-    patch = configuration.patch_size if configuration.ndim == 3 else (1, *configuration.patch_size)
-    properties = {"spacing": list(loaded.image.geometry.spacing), "shape": list(loaded.image.data.shape[1:])}
-    CaseStore(root).write_case(case.id, done.image, label[None], properties, locations, patch)

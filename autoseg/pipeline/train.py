@@ -205,8 +205,8 @@ def _train_and_validate(training: Training, name: str, budget: TimeBudget | None
         return
     if not training.settings.validate:
         return
-    unchanged = before is not None and before.status == "validated" and before.steps == run.steps
-    if unchanged and task.folder.summary.exists():
+    validated = before is not None and before.status == "validated" and before.steps == run.steps
+    if before is not None and validated and task.folder.summary.exists():
         _LOG.info("fold %s: finished and validated before", name)
         records.save(task.folder.run, replace(run, status="validated", validation_seconds=before.validation_seconds))
         return

@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-
-import torch
-from torch import nn
 
 from autoseg.errors import DatasetError, StoppedError
 from autoseg.inference.predictor import Predictor
@@ -19,7 +15,7 @@ from autoseg.log import get_logger, progress
 from autoseg.pipeline.evaluate import Pair, evaluate_pairs, score_table, write_scores
 from autoseg.schema.dataset import CaseFiles, DatasetSpec
 from autoseg.schema.folders import ModelFolder
-from autoseg.training.step import Kitchen, predict_batch
+from autoseg.training.step import Kitchen, Network, window_seconds
 
 _LOG = get_logger(__name__)
 
@@ -29,15 +25,10 @@ _SECONDS_PER_CASE = 0.25
 _SECONDS_TO_LOAD = 2.0
 
 
-def estimate_validation(store: CaseStore, ids: Sequence[str], network: nn.Module, kitchen: Kitchen) -> float:
+def estimate_validation(store: CaseStore, ids: Sequence[str], network: Network, kitchen: Kitchen) -> float:
     """Seconds that ``validate_fold`` will take: one window is timed, and windows are counted."""
     patch = kitchen.patch_size
-    channels = store.open(ids[0]).image.shape[0]
-    window = torch.zeros((1, channels, *patch), device=kitchen.device).contiguous(memory_format=kitchen.memory_format)
-    was_training = network.training
-    network.eval()
-    seconds = min(_time(network, window, kitchen) for _ in range(3))
-    network.train(was_training)
+    seconds = window_seconds(network, kitchen, channels=store.open(ids[0]).image.shape[0])
     full_patch = (1, *patch) if len(patch) == 2 else patch
     windows = 0
     for case in ids:
@@ -49,13 +40,6 @@ def estimate_validation(store: CaseStore, ids: Sequence[str], network: nn.Module
         windows += math.prod(places)
     mirrored = 2 ** len(patch) if kitchen.device.type == "cuda" else 1
     return windows * seconds * mirrored + len(ids) * _SECONDS_PER_CASE + _SECONDS_TO_LOAD
-
-
-def _time(network: nn.Module, window: torch.Tensor, kitchen: Kitchen) -> float:
-    started = time.perf_counter()
-    # Reading one number waits for the device.
-    float(predict_batch(network, window, kitchen).flatten()[0])
-    return time.perf_counter() - started
 
 
 def validate_fold(

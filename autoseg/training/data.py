@@ -103,10 +103,11 @@ def draw_sample(case: StoredCase, source: PatchSource, rng: np.random.Generator,
         low = first - (read - size) // 2
         box.append([low, low + read])
     image = crop_and_pad_nd(case.image, box, 0)
-    label = crop_and_pad_nd(case.label, box, 0)
+    # As outside the mask of a masked normalisation; make_batch turns it into background.
+    label = crop_and_pad_nd(case.label, box, -1, cast_cropped_to=np.int16)
     if flat:
         image, label = image[:, 0], label[:, 0]
-    return Sample(image=np.ascontiguousarray(image), label=label.astype(np.int16), spatial=spatial)
+    return Sample(image=np.ascontiguousarray(image), label=np.ascontiguousarray(label), spatial=spatial)
 
 
 def _voxel_to_show(

@@ -174,7 +174,7 @@ def make_state(task: FoldTask, kitchen: Kitchen) -> TrainState:
         num_heads=task.plan.labels.num_heads,
         patch_size=configuration.patch_size,
     )
-    network = network.to(kitchen.device, memory_format=kitchen.memory_format)
+    network = network.to(kitchen.device).to(memory_format=kitchen.memory_format)  # type: ignore[call-overload]
     network.train()
     # float16 gradients underflow without scaling; bfloat16 has float32's range.
     scaler = torch.amp.GradScaler(kitchen.device.type) if kitchen.precision is torch.float16 else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -15,6 +16,7 @@ from autoseg.training.optim import CLIP_NORM
 from autoseg.training.sampling import Stream
 from autoseg.training.state import TrainState
 
+Network = nn.Module
 Loss = Callable[[tuple[torch.Tensor, ...], torch.Tensor], torch.Tensor]
 
 
@@ -91,3 +93,19 @@ def _forward(network: nn.Module, image: torch.Tensor, kitchen: Kitchen) -> tuple
 def predict_batch(network: nn.Module, image: torch.Tensor, kitchen: Kitchen) -> torch.Tensor:
     """Logits (b, heads, *patch) at full resolution, in float32."""
     return _forward(network, image, kitchen)[0].float()
+
+
+def window_seconds(network: Network, kitchen: Kitchen, *, channels: int) -> float:
+    """How long the network takes for one patch without gradients: the best of three tries."""
+    window = torch.zeros((1, channels, *kitchen.patch_size), device=kitchen.device)
+    window = window.contiguous(memory_format=kitchen.memory_format)
+    was_training = network.training
+    network.eval()
+    seconds = []
+    for _ in range(3):
+        started = time.perf_counter()
+        # Reading one number waits for the device.
+        float(predict_batch(network, window, kitchen).flatten()[0])
+        seconds.append(time.perf_counter() - started)
+    network.train(was_training)
+    return min(seconds)

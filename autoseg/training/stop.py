@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import signal
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
 from autoseg.log import get_logger
+from autoseg.parallel import in_main_thread
 
 _LOG = get_logger(__name__)
 
@@ -34,7 +34,7 @@ def stop_requests(stop_file: Path) -> Iterator[Callable[[], bool]]:
             _LOG.info("%s found: writing a checkpoint", stop_file)
         return bool(asked)
 
-    if threading.current_thread() is not threading.main_thread():
+    if not in_main_thread():
         yield requested
         return
     before = {number: signal.signal(number, receive) for number in (signal.SIGINT, signal.SIGTERM)}

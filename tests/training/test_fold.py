@@ -33,14 +33,14 @@ def same_weights(first: FoldTask, second: FoldTask) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
-@pytest.mark.parametrize("ndim", [2, 3])
-def test_it_learns_what_a_threshold_could_do(make_task: MakeTask, ndim: int) -> None:
-    task = make_task(ndim=ndim, epochs=4, iterations=20, val_iterations=8)
+@pytest.mark.parametrize(("ndim", "dice"), [(2, 0.2), (3, 0.6)])
+def test_it_learns_what_a_threshold_could_do(make_task: MakeTask, ndim: int, dice: float) -> None:
+    task = make_task(ndim=ndim, epochs=4, iterations=20, val_iterations=8, lr=0.02)
     run = train_fold(task, stop=never)
     lines = [json.loads(line) for line in task.folder.log.read_text().splitlines()]
     assert [line["epoch"] for line in lines] == [1, 2, 3, 4]
-    assert lines[-1]["train_loss"] < lines[0]["train_loss"]
-    assert lines[-1]["mean_dice"] > 0.6
+    assert lines[-1]["train_loss"] < lines[0]["train_loss"] - 0.3
+    assert lines[-1]["mean_dice"] > dice
     assert set(lines[-1]["dice"]) == {"small", "large"}
     assert (run.status, run.steps, run.epochs) == ("trained", 80, 4)
     assert records.load(FoldRun, task.folder.run) == run

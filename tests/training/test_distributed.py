@@ -1,0 +1,65 @@
+"""Two processes that share a batch train the same network as one process."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from autoseg import records
+from autoseg.schema.folders import FoldFolder
+from autoseg.schema.plan import Plan
+from autoseg.training.checkpoint import load_weights
+from autoseg.training.distributed import World, local_share
+from autoseg.training.fold import FoldTask, train_fold
+
+SCRIPT = """
+import sys
+from pathlib import Path
+from autoseg import records
+from autoseg.schema.folders import FoldFolder
+from autoseg.schema.plan import Plan
+from autoseg.schema.settings import TrainSettings
+from autoseg.schema.splits import Fold
+from autoseg.training.fold import FoldTask, train_fold
+
+plan = records.load(Plan, Path(sys.argv[1]))
+folder = Path(sys.argv[3])
+settings = TrainSettings(epochs=1, iterations=3, val_iterations=2, device="cpu", mirror=False)
+task = FoldTask(
+    plan=plan, configuration=plan.configurations[0], settings=settings, name="0",
+    cases=Fold(train=("a", "b", "c"), val=("d",)), mirror_axes=(), store=Path(sys.argv[2]),
+    folder=FoldFolder(folder), stop_file=folder / "STOP",
+)
+train_fold(task, stop=lambda: False)
+"""
+
+
+def test_a_batch_is_shared_evenly() -> None:
+    shares = [local_share(5, World(rank=rank, size=2, local_rank=rank)) for rank in (0, 1)]
+    assert shares == [(0, 3), (3, 3)]
+
+
+def test_two_processes_train_the_network_of_one(make_task: Callable[..., FoldTask], tmp_path: Path) -> None:
+    task = make_task(epochs=1, iterations=3)
+    task = replace(task, mirror_axes=(), settings=replace(task.settings, mirror=False))
+    train_fold(task, stop=lambda: False)
+    plan: Plan = task.plan
+    records.save(tmp_path / "plan.json", plan)
+    (tmp_path / "script.py").write_text(SCRIPT)
+    shared = FoldFolder(tmp_path / "shared")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    command += [str(tmp_path / "script.py"), str(tmp_path / "plan.json"), str(task.store), str(shared.root)]
+    root = Path(__file__).parents[2]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    alone, together = load_weights(task.folder.weights), load_weights(shared.weights)
+    assert alone.keys() == together.keys()
+    for name in alone:
+        torch.testing.assert_close(together[name], alone[name], rtol=1e-3, atol=1e-5)
