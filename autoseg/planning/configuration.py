@@ -68,7 +68,7 @@ def _choose_patch(
     situation: Situation, spacing: Sequence[float], median: Sequence[float], dataset_voxels: float
 ) -> tuple[Candidate, list[str]]:
     if situation.patch_size is not None and len(situation.patch_size) == len(spacing):
-        return _users_patch(situation, spacing), ["the patch was given by the user"]
+        return _users_patch(situation, spacing), [f"patch {_times(situation.patch_size)}: given by the user"]
     options = candidates(spacing, median, situation.rule, base_width=situation.base_width)
     whole = options[0]
     small = [option for option in options if option.voxels <= CPU_PATCH_VOXELS] if situation.on_cpu else options
@@ -86,14 +86,22 @@ def _choose_patch(
             f"{size(situation.usable)} are usable",
             hint="give more --memory, or plan another architecture",
         )
-    if found == whole:
-        return found, [f"the patch {_times(found.patch)} covers the median image, or the most that context is good for"]
-    if found == limited[0]:
-        return found, [f"on a CPU a patch of {_times(found.patch)} voxels keeps a step short; larger ones cost time"]
-    return found, [
-        f"the patch {_times(found.patch)} is the largest that fits into {size(situation.usable)} with at least "
-        f"{_least_batch(situation, found, dataset_voxels)} per batch, in the proportions of the median image"
-    ]
+    return found, [_explain_patch(situation, found, median, whole=found == whole, first=found == limited[0])]
+
+
+def _explain_patch(situation: Situation, found: Candidate, median: Sequence[float], *, whole: bool, first: bool) -> str:
+    """Why this patch: ``whole`` is the largest that makes sense, ``first`` the largest that the device is given."""
+    patch = _times(found.patch)
+    if whole and all(length >= edge for length, edge in zip(found.patch, median, strict=True)):
+        return f"patch {patch}: it covers the median image"
+    if whole:
+        return f"patch {patch}: equal edges in mm, the size from which the search starts, and it fits"
+    if first:
+        return f"patch {patch}: on a CPU more voxels would cost more time per step than their context is worth"
+    text = f"patch {patch}: the largest in the proportions of the median image that fits into {size(situation.usable)}"
+    if situation.on_cpu or situation.batch_size is not None:
+        return text
+    return f"{text} with a batch of {REFERENCE[len(found.patch)]}"
 
 
 def _users_patch(situation: Situation, spacing: Sequence[float]) -> Candidate:
@@ -125,7 +133,7 @@ def _least_batch(situation: Situation, option: Candidate, dataset_voxels: float)
 def _choose_batch(situation: Situation, chosen: Candidate, dataset_voxels: float) -> tuple[int, list[str]]:
     limit = dataset_limit(chosen.patch, dataset_voxels)
     if situation.batch_size is not None:
-        return situation.batch_size, ["the batch size was given by the user"]
+        return situation.batch_size, [f"batch {situation.batch_size}: given by the user"]
     wanted = min(limit, cpu_batch(chosen.patch)) if situation.on_cpu else limit
 
     def memory(batch: int) -> int:
@@ -133,25 +141,26 @@ def _choose_batch(situation: Situation, chosen: Candidate, dataset_voxels: float
 
     batch = largest_batch(memory, situation.usable, wanted)
     if batch < wanted:
-        return batch, [f"batch {batch} is the largest that fits into {size(situation.usable)}"]
+        return batch, [f"batch {batch}: the largest that fits into {size(situation.usable)}"]
     if batch == MINIMUM:
-        return batch, [f"batch {batch} is the least: gradients of a single patch are too noisy"]
+        return batch, [f"batch {batch}: the least, because the gradient of a single patch is too noisy"]
     if batch < limit:
-        return batch, [f"on a CPU batch {batch} is enough for a stable step ({batch * chosen.voxels} voxels)"]
-    return batch, [f"batch {batch} sees 5% of all voxels of the dataset; more would repeat the same images"]
+        return batch, [
+            f"batch {batch}: enough voxels for a stable step ({batch * chosen.voxels:,}); on a CPU more only costs time"
+        ]
+    return batch, [f"batch {batch}: 5% of all voxels of the dataset; more would repeat the same images within a step"]
 
 
 def _explain_network(situation: Situation, chosen: Candidate) -> list[str]:
     topology = chosen.topology
     edges = [length // step for length, step in zip(chosen.patch, topology.divisor, strict=True)]
-    lines = [
-        f"{topology.num_stages} stages: axes are halved until {_times(edges)} voxels are left, "
-        f"coarse axes only once the others have caught up"
-    ]
+    uneven = len({tuple(stride) for stride in topology.strides[1:]}) > 1
+    caught_up = "; a coarse axis waits until the others have caught up" if uneven else ""
+    lines = [f"{topology.num_stages} stages: axes are halved until {_times(edges)} voxels are left{caught_up}"]
     if situation.on_cpu and situation.rule.base_width_cpu < situation.rule.base_width:
         lines.append(
-            f"the first stage has {situation.base_width} channels instead of {situation.rule.base_width}: on a CPU "
-            "more samples in the same time are worth more than width"
+            f"width {situation.base_width} instead of {situation.rule.base_width}: on a CPU more samples in the same "
+            "time are worth more than width"
         )
     return lines
 

@@ -78,17 +78,22 @@ def _smallest(spacing: Sequence[float], patch: Shape, rule: ArchitectureRule) ->
 def first_fitting(options: Sequence[Candidate], memory: Callable[[Candidate], int], budget: int) -> Candidate | None:
     """The first (largest) option whose memory is within the budget; None if not even the last one's is.
 
-    Memory falls along the list, nearly in proportion to voxels, so an interpolating search needs few evaluations.
+    Memory falls along the list, nearly in proportion to voxels: interpolation finds the place in few evaluations,
+    and every second step bisects in case the proportion is wrong.
     """
     too_large, fitting = -1, len(options)
-    probe = 0
+    probe = steps = 0
     while fitting - too_large > 1:
         need = memory(options[probe])
         if need <= budget:
             fitting = probe
         else:
             too_large = probe
-        voxels = options[probe].voxels * budget / need
-        guess = next((i for i, option in enumerate(options) if option.voxels <= voxels), len(options) - 1)
+        steps += 1
+        if steps % 2:
+            voxels = options[probe].voxels * budget / need
+            guess = next((i for i, option in enumerate(options) if option.voxels <= voxels), len(options) - 1)
+        else:
+            guess = (too_large + fitting) // 2
         probe = min(max(guess, too_large + 1), fitting - 1)
     return options[fitting] if fitting < len(options) else None

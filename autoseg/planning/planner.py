@@ -139,7 +139,7 @@ def _configurations(
         median=grid.median[1:],
         dataset_voxels=voxels,
         batch_dice=True,
-        why=("batch Dice: single slices often lack a class",),
+        why=("Dice loss over the whole batch: a single slice often lacks a class",),
     )
     if grid.median[0] <= 1:
         return [flat], ("only 2d: the images have one slice",)
@@ -154,6 +154,10 @@ def _configurations(
     lowres, why = plan_lowres(situation, fullres, grid.median)
     if lowres is None:
         return [flat, fullres], (why,)
-    fullres = replace(fullres, batch_dice=True, why=(*fullres.why, "batch Dice: a patch sees a small part of an image"))
+    fullres = replace(
+        fullres,
+        batch_dice=True,
+        why=(*fullres.why, "Dice loss over the whole batch: a patch sees only a small part of an image"),
+    )
     cascade = plan_cascade(situation, fullres, lowres, num_foreground, voxels)
     return [flat, fullres, lowres, cascade], (why,)

@@ -9,15 +9,25 @@ from autoseg.log import size, table
 from autoseg.schema.plan import Configuration, Plan
 
 WIDTH = 100
-_HEADER = ("configuration", "spacing (mm)", "median shape", "patch", "batch", "stages", "parameters", "memory", "step")
+_HEADER = (
+    "configuration",
+    "spacing (mm)",
+    "median shape",
+    "patch",
+    "batch",
+    "stages",
+    "parameters",
+    "memory",
+    "per step",
+)
 
 
 def plan_table(plan: Plan) -> str:
     """The configurations as a table, then the reasons for what was decided."""
     rows = [_row(configuration) for configuration in plan.configurations]
-    parts = [table(rows, header=_HEADER), "", "why", *_bullets(plan.why)]
+    parts = [table(rows, header=_HEADER), "", "Why, for all configurations:", *_bullets(plan.why)]
     for configuration in plan.configurations:
-        parts += [configuration.name, *_bullets(configuration.why)]
+        parts += ["", f"Why, for {configuration.name}:", *_bullets(configuration.why)]
     return "\n".join(parts)
 
 
