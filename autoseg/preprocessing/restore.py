@@ -21,10 +21,11 @@ from autoseg.preprocessing.trace import Trace
 from autoseg.schema.dataset import Labels
 from autoseg.schema.plan import Resampling
 
-# Numbers of float32 that are worked on at once: they fit the cache of a core, and one numpy call is worth it.
-_WORK = 1 << 18
+# Logits interpolated at once, and voxels decided at once: much is in the cache, and one numpy call is worth it.
+_WORK = 1 << 19
+_VOXELS = 1 << 14
 # Above this share of undecided voxels, interpolating all of them is faster than picking them one by one.
-_DENSE_ABOVE = 0.5
+_DENSE_ABOVE = 0.4
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ class Restorer:
                 f"order_z {resampling.order_z}",
                 hint="set resampling.order_logits to 1 and resampling.order_z to 0 in plan.json",
             )
-        self._labels = labels
+        self._regions = labels.has_regions
         self._shape = (labels.num_heads, *trace.resampled_shape)
         apart = separate_axis(trace.target_spacing, trace.transposed_spacing, resampling.anisotropy_threshold)
         self._orders = [resampling.order_z if axis == apart else resampling.order_logits for axis in range(3)]
@@ -124,34 +125,36 @@ class Restorer:
         height, width = decisions.shape
         step = max(1, _WORK // (self._shape[0] * width))
         for start in range(0, height, step):
-            stop = min(start + step, height)
-            undecided = np.flatnonzero(~same[start:stop])
+            rows = slice(start, min(start + step, height))
+            if self.probabilities is None and same[rows].mean() >= 1 - _DENSE_ABOVE:
+                continue
+            logits = self._dense(lower, upper, z, rows)
+            decisions[rows] = self._decide(logits)
+            same[rows] = True
             if self.probabilities is not None:
-                logits = self._dense(lower, upper, z, start, stop)
-                decisions[start:stop] = self._decide(logits)
-                self._probable[:, z, start:stop] = _probabilities(logits, self._labels.has_regions)
-            elif len(undecided) > _DENSE_ABOVE * (stop - start) * width:
-                decisions[start:stop] = self._decide(self._dense(lower, upper, z, start, stop))
-            elif len(undecided):
-                flat = undecided + start * width
-                decisions.reshape(-1)[flat] = self._decide(self._sparse(lower, upper, z, flat))
+                self._probable[:, z, rows] = _probabilities(logits, self._regions)
+        undecided = np.flatnonzero(~same)
+        step = _WORK // self._shape[0]
+        for start in range(0, len(undecided), step):
+            flat = undecided[start : start + step]
+            decisions.reshape(-1)[flat] = self._decide(self._sparse(lower, upper, z, flat))
         self._target[z] = self._values[decisions]
 
-    def _dense(self, lower: _Plane, upper: _Plane, z: int, start: int, stop: int) -> np.ndarray:
-        """Logits of the rows [start, stop) of plane z of the result: (heads, rows, x)."""
-        low, high = self._rows.low[start:stop], self._rows.high[start:stop]
+    def _dense(self, lower: _Plane, upper: _Plane, z: int, rows: slice) -> np.ndarray:
+        """Logits of some rows of plane z of the result: (heads, rows, x)."""
+        low, high = self._rows.low[rows], self._rows.high[rows]
         first, last = int(low[0]), int(high[-1]) + 1
         source = lower.logits[:, first:last]
         if upper is not lower:
             source = _mix(source, upper.logits[:, first:last], self._depth.weight[z : z + 1])
         if not self._rows.identity:
-            source = _mix(source[:, low - first], source[:, high - first], self._rows.weight[start:stop, None])
+            source = _mix(source[:, low - first], source[:, high - first], self._rows.weight[rows, None])
         if self._columns.identity:
             return source
-        rows = source.reshape(-1, source.shape[2])
-        result = np.empty((len(rows), len(self._columns.low)), dtype=np.float32)
-        for block in bands(rows.shape[1], result.shape[1], self._orders[2]):
-            np.matmul(rows[:, block.first : block.last], block.weights.T, out=result[:, block.start : block.stop])
+        flat = source.reshape(-1, source.shape[2])
+        result = np.empty((len(flat), len(self._columns.low)), dtype=np.float32)
+        for block in bands(flat.shape[1], result.shape[1], self._orders[2]):
+            np.matmul(flat[:, block.first : block.last], block.weights.T, out=result[:, block.start : block.stop])
         return result.reshape(*source.shape[:2], -1)
 
     def _sparse(self, lower: _Plane, upper: _Plane, z: int, flat: np.ndarray) -> np.ndarray:
@@ -177,10 +180,9 @@ class Restorer:
         flat = logits.reshape(heads, -1)
         kind = np.uint8 if heads < 256 else np.uint16
         result = np.zeros(flat.shape[1], dtype=kind)
-        step = max(1024, _WORK // heads)
-        decide = _last_on if self._labels.has_regions else _largest
-        for start in range(0, flat.shape[1], step):
-            decide(flat[:, start : start + step], result[start : start + step])
+        decide = _last_on if self._regions else _largest
+        for start in range(0, flat.shape[1], _VOXELS):
+            decide(flat[:, start : start + _VOXELS], result[start : start + _VOXELS])
         return result.reshape(logits.shape[1:])
 
 

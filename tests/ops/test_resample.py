@@ -179,6 +179,11 @@ def test_the_coarsest_axis_is_apart_when_it_is_alone(
     assert separate_axis(current, target) == expected
 
 
+def test_the_threshold_of_anisotropy_can_be_moved() -> None:
+    assert separate_axis((2.5, 1, 1), (1, 1, 1), threshold=2.0) == 0
+    assert separate_axis((5, 1, 1), (1, 1, 1), threshold=6.0) is None
+
+
 def test_target_shapes_round_half_to_even_and_never_vanish() -> None:
     assert target_shape((10, 5, 100), (1, 1, 0.7), (1, 2, 1)) == (10, 2, 70)
     assert target_shape((1, 3, 3), (0.1, 1, 1), (5, 1, 1)) == (1, 3, 3)
