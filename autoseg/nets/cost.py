@@ -18,12 +18,11 @@ from __future__ import annotations
 import json
 import weakref
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import nullcontext
 from functools import lru_cache
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -105,11 +104,10 @@ def _trace(network: nn.Module, images: Tensor, target: Tensor, precision: str) -
     for tensor in (images, target, *network.parameters(), *network.buffers()):
         live.count(tensor)
     with torch.device("meta"), live:
-        with ExitStack() as forward:
-            if precision == "mixed":
-                forward.enter_context(_Autocast())
-            outputs = network(images)
-        _typical_loss(outputs, target).backward()
+        with _Autocast() if precision == "mixed" else nullcontext():
+            # Nothing may hold the outputs during backward: training does not either.
+            loss = _typical_loss(network(images), target)
+        loss.backward()
     return live
 
 
@@ -186,16 +184,27 @@ def _cast(tree: Any, dtype: torch.dtype) -> Any:
     )
 
 
+class _SoftmaxLoss(torch.autograd.Function):
+    """The buffers of autoseg's loss for labels: softmax in float32, kept for backward, and a gradient of its size."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, target: Tensor) -> Tensor:
+        probabilities = torch.softmax(logits, dim=1, dtype=torch.float32)
+        ctx.save_for_backward(probabilities, target)
+        ctx.dtype = logits.dtype
+        return probabilities.gather(1, target).mean()
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        probabilities, _ = ctx.saved_tensors
+        return torch.empty_like(probabilities).mul_(upstream).to(ctx.dtype), None
+
+
 def _typical_loss(outputs: tuple[Tensor, ...], target: Tensor) -> Tensor:
-    """Cross-entropy and soft Dice in float32 on every output: the buffers of a segmentation loss."""
+    """The loss of every output; the coarsest of three or more has no weight, as in deep supervision."""
+    counted = outputs[:-1] if len(outputs) > 2 else outputs
     total = torch.zeros(())
-    for output in outputs:
-        logits = output.float()
-        labels = F.interpolate(target.to(torch.uint8), logits.shape[2:], mode="nearest-exact").long()
-        probabilities = torch.softmax(logits, dim=1)
-        reference = torch.zeros_like(probabilities).scatter_(1, labels, 1.0)
-        axes = tuple(range(2, logits.ndim))
-        overlap = (probabilities * reference).sum(axes)
-        dice = 2 * overlap / (probabilities.sum(axes) + reference.sum(axes))
-        total = total + F.cross_entropy(logits, labels[:, 0]) - dice.mean()
+    for logits in counted:
+        coarse = target.new_empty((len(target), 1, *logits.shape[2:]))
+        total = total + _SoftmaxLoss.apply(logits, coarse)
     return total

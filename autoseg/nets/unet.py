@@ -87,3 +87,8 @@ def _check(topology: Topology, patch_size: Shape) -> None:
             f"the patch {patch_size} is not a multiple of {topology.divisor}, the product of the strides",
             hint="change patch_size or the strides of the topology",
         )
+    if tuple(patch_size) == topology.divisor:
+        raise SettingError(
+            f"the patch {patch_size} leaves a single voxel at the last of {topology.num_stages} stages",
+            hint="give a larger patch or fewer stages: instance normalisation needs more than one value",
+        )

@@ -119,6 +119,7 @@ def test_two_images_can_be_learned_by_heart():
     [
         (CASES[0][0], (22, 20), UNET, "multiple"),
         (topology([[1, 1]], [4]), (8, 8), UNET, "two stages"),
+        (CASES[0][0], (4, 4), UNET, "single voxel"),
         (CASES[0][0], (24, 20), Architecture(name="unet", arguments={"depth": 3}), "depth"),
         (CASES[0][0], (24, 20), Architecture(name="vnet9"), "no architecture"),
         (CASES[4][0], (24, 20), UNET, "axes"),
