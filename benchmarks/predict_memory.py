@@ -55,8 +55,8 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--shape", type=parse_integers, default=(400, 512, 512), help="z,y,x")
     parser.add_argument("--classes", type=int, default=25, help="with the background")
     parser.add_argument("--patch", type=parse_integers, default=(128, 128, 128), help="z,y,x")
-    parser.add_argument("--width", type=int, default=4, help="features of the first stage")
-    parser.add_argument("--step-size", type=float, default=0.5)
+    parser.add_argument("--width", type=int, default=8, help="features of the first stage")
+    parser.add_argument("--step-size", type=float, default=0.5, help="changes the time, not the memory")
     parser.add_argument("--memory", type=parse_bytes, default=None)
     return parser.parse_args()
 
