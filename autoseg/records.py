@@ -131,6 +131,12 @@ def atomic_path(path: Path) -> Iterator[Path]:
         raise
 
 
+def remove_partial(folder: Path) -> None:
+    """Remove what killed writers left behind in a folder; only for a folder that nobody else is writing to."""
+    for path in folder.glob(".*.partial*"):
+        path.unlink(missing_ok=True)
+
+
 def _umask() -> int:
     current = os.umask(0)
     os.umask(current)
@@ -147,4 +153,4 @@ def _finite(value: Any) -> Any:
     return value
 
 
-__all__ = ["atomic_path", "from_json", "load", "save", "structure", "to_json", "write_text"]
+__all__ = ["atomic_path", "from_json", "load", "remove_partial", "save", "structure", "to_json", "write_text"]

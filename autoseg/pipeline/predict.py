@@ -199,6 +199,7 @@ def _begin(
 ) -> tuple[CaseFiles, ...]:
     """The cases to predict; writes the facts beside the segmentations and removes what is out of date."""
     run = _describe(model, predictor)
+    records.remove_partial(outputs)
     todo = tuple(cases)
     if settings.continue_:
         if _same_making(outputs / RUN_FILE, run):

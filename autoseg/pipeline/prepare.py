@@ -54,6 +54,7 @@ def fingerprint(settings: PrepareSettings) -> Fingerprint:
     """
     workspace, spec = _open(settings)
     folder = workspace.prepared(spec.name)
+    records.remove_partial(folder.root)
     identity = content_hash(spec)
     if not settings.clean and folder.fingerprint.exists() and folder.dataset.exists():
         known = _load_or_none(folder)

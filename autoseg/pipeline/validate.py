@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from autoseg import records
 from autoseg.errors import DatasetError, StoppedError
 from autoseg.inference.predictor import Predictor
 from autoseg.inference.tiles import tile_starts
@@ -60,6 +61,7 @@ def validate_fold(
     fold = model.fold(name)
     cases = {case.id: case for case in spec.cases}
     pairs = [_pair(cases[case], fold.validation) for case in ids]
+    records.remove_partial(fold.validation)
     newest = fold.weights.stat().st_mtime
     todo = [pair for pair in pairs if not (pair.prediction.exists() and pair.prediction.stat().st_mtime > newest)]
     predictor = Predictor.load(model.root, folds=(name,), device=device, step_size=STEP_SIZE)

@@ -118,6 +118,7 @@ def _train_fold(
         return _record(task, state, seconds, "trained")
     _announce(task, state, kitchen, schedule)
     if world.is_first:
+        records.remove_partial(task.folder.root)
         task.folder.weights.unlink(missing_ok=True)
         records.save(task.folder.run, _record(task, state, seconds, "training"))
     state.network = wrap(_compiled(task, state, kitchen), world, device)

@@ -5,10 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-# The recipe of nnU-Net (Isensee et al. 2021, supplementary note 2; facts of version 2.8.1).
-MOMENTUM = 0.99
-WEIGHT_DECAY = 3e-5
-CLIP_NORM = 12.0
+from autoseg.training.recipe import MOMENTUM, WEIGHT_DECAY
 
 
 def make_optimizer(network: nn.Module, *, lr: float) -> torch.optim.Optimizer:

@@ -10,8 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-# A third of the samples must contain foreground (nnU-Net's oversample_foreground_percent).
-FOREGROUND_FRACTION = 0.33
+from autoseg.training.recipe import FOREGROUND_FRACTION
 
 TRAIN, VALIDATION = 0, 1
 

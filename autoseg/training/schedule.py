@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from autoseg.errors import SettingError
+from autoseg.training.recipe import POLY_EXPONENT
 
 # With a time budget an epoch is a report, not a unit of the schedule: this many fit a person's patience.
 REPORTS_PER_BUDGET = 40
@@ -49,4 +50,4 @@ class Schedule:
 
 def poly(initial: float, progress: float) -> float:
     """Polynomial decay ``initial * (1 - progress)**0.9`` (nnU-Net; Chen et al. 2017, DeepLab, section 4.1)."""
-    return initial * (1.0 - progress) ** 0.9
+    return initial * (1.0 - progress) ** POLY_EXPONENT

@@ -12,7 +12,7 @@ from torch import nn
 
 from autoseg.augment import Policy, apply_intensity, apply_spatial
 from autoseg.training.data import Sample
-from autoseg.training.optim import CLIP_NORM
+from autoseg.training.recipe import CLIP_NORM
 from autoseg.training.sampling import Stream
 from autoseg.training.state import TrainState
 
