@@ -25,11 +25,12 @@ $(VENV)/installed: setup.py constraints.txt
 demo: setup
 	$(BIN)/autoseg_demo --workdir demo
 
+# One thread each: test processes that all start a thread per core would wait for each other.
 test: setup
-	$(BIN)/python -m pytest -n auto -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m "not slow"
 
 test-all: setup
-	$(BIN)/python -m pytest -n auto
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
 
 lint: setup
 	$(BIN)/ruff check .
