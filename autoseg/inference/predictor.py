@@ -19,7 +19,7 @@ from autoseg.io import itk
 from autoseg.io.images import non_finite, read_channels
 from autoseg.io.volume import Geometry, Volume
 from autoseg.log import get_logger
-from autoseg.nets.device import choose_device, choose_precision
+from autoseg.nets.device import choose_device, choose_precision, tune
 from autoseg.preprocessing.case import PreprocessedCase, preprocess_case
 from autoseg.preprocessing.restore import Restorer
 from autoseg.schema.folders import ModelFolder
@@ -84,6 +84,7 @@ class Predictor:
         plan = records.load(Plan, folder.plan)
         configuration = _configuration(folder, names, plan)
         chosen = choose_device(device)
+        tune(chosen)
         mirror = tta if tta is not None else chosen.type == "cuda"
         ensemble = Ensemble(
             networks=tuple(load_network(folder.fold(name).weights, plan, configuration, chosen) for name in names),

@@ -15,7 +15,7 @@ from autoseg.errors import StoppedError
 from autoseg.log import duration, get_logger
 from autoseg.losses import segmentation_loss
 from autoseg.nets import build_network
-from autoseg.nets.device import choose_device, choose_precision
+from autoseg.nets.device import choose_device, choose_precision, tune
 from autoseg.schema.folders import FoldFolder
 from autoseg.schema.plan import Configuration, Plan
 from autoseg.schema.report import FoldRun
@@ -94,6 +94,7 @@ def train_fold(
     device = choose_device(task.settings.device)
     if device.type == "cuda" and world.size > 1:
         device = torch.device("cuda", world.local_rank)
+    tune(device)
     with joined_world(world, device):
         return _train_fold(task, world, device, stop=stop, target_seconds=target_seconds, draw_progress=draw_progress)
 
@@ -305,6 +306,8 @@ def _announce(task: FoldTask, state: TrainState, kitchen: Kitchen, schedule: Sch
         task.configuration.batch_size,
         "x".join(str(length) for length in task.configuration.patch_size),
     )
+    if schedule.seconds is None and kitchen.device.type == "cpu" and state.step == 0:
+        _LOG.info("this is the full recipe; on a CPU, --time-budget 2h fits training to the time you have")
 
 
 def _record(task: FoldTask, state: TrainState, seconds: float | None, status: str) -> FoldRun:
