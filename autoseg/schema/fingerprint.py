@@ -44,7 +44,7 @@ class CaseFingerprint:
 
 @dataclass(frozen=True, kw_only=True)
 class Fingerprint:
-    """All cases, and the pooled intensities per channel (every case weighs as much as it has foreground)."""
+    """All cases, and the pooled intensities per channel (every case with foreground weighs the same, as in nnU-Net)."""
 
     VERSION: ClassVar[int] = 1
 
