@@ -155,8 +155,8 @@ def _explain_network(situation: Situation, chosen: Candidate) -> list[str]:
     topology = chosen.topology
     edges = [length // step for length, step in zip(chosen.patch, topology.divisor, strict=True)]
     uneven = len({tuple(stride) for stride in topology.strides[1:]}) > 1
-    caught_up = "; a coarse axis waits until the others have caught up" if uneven else ""
-    lines = [f"{topology.num_stages} stages: axes are halved until {_times(edges)} voxels are left{caught_up}"]
+    exception = "; coarse or short axes are halved less often" if uneven else ""
+    lines = [f"{topology.num_stages} stages: axes are halved until {_times(edges)} voxels are left{exception}"]
     if situation.on_cpu and situation.rule.base_width_cpu < situation.rule.base_width:
         lines.append(
             f"width {situation.base_width} instead of {situation.rule.base_width}: on a CPU more samples in the same "

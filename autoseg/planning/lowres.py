@@ -34,7 +34,7 @@ def plan_lowres(
     """
     share = patch_share(fullres, median)
     if share >= LEAST_SHARE:
-        return None, f"no 3d_lowres: a patch at full resolution covers {share:.0%} of the median image"
+        return None, f"no 3d_lowres: a patch at full resolution covers {min(share, 1):.0%} of the median image"
     spacing = fullres.spacing
     while True:
         spacing = _coarser(spacing)
