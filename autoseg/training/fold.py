@@ -42,6 +42,8 @@ GPU_LOADERS = 12
 # Writing a checkpoint after every short epoch would cost more than the epoch; losing a minute costs nobody much.
 SECONDS_BETWEEN_CHECKPOINTS = 60.0
 SECONDS_BETWEEN_PLOTS = 30.0
+# A CPU step takes about a second.
+STEPS_OF_DAYS = 100_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -306,8 +308,8 @@ def _announce(task: FoldTask, state: TrainState, kitchen: Kitchen, schedule: Sch
         task.configuration.batch_size,
         "x".join(str(length) for length in task.configuration.patch_size),
     )
-    if schedule.seconds is None and kitchen.device.type == "cpu" and state.step == 0:
-        _LOG.info("this is the full recipe; on a CPU, --time-budget 2h fits training to the time you have")
+    if (schedule.steps or 0) >= STEPS_OF_DAYS and kitchen.device.type == "cpu" and state.step == 0:
+        _LOG.info("on a CPU this takes days: --time-budget 2h fits training to the time you have")
 
 
 def _record(task: FoldTask, state: TrainState, seconds: float | None, status: str) -> FoldRun:
