@@ -25,10 +25,10 @@ NAME = "Dataset003_Demo"
 LABELS = {"background": 0, "front": 1, "back": 2, "duct": 3}
 
 # Brightness of the tissues before bias and noise; air is 0.
-_BODY, _FRONT, _BACK, _DUCT = 0.45, 0.82, 0.64, 0.16
+_BODY, _FRONT, _BACK, _DUCT = 0.42, 0.84, 0.62, 0.12
 # Half the width of a blurred boundary, in mm.
 _BLUR_MM = 0.9
-_NOISE = 0.05
+_NOISE = 0.045
 _BIAS = 0.12
 
 
@@ -44,14 +44,14 @@ class PhantomCase:
 def make_case(seed: int, index: int) -> PhantomCase:
     """Draw case ``index`` of the dataset with this ``seed``; the same two numbers give the same case."""
     rng = np.random.default_rng([seed, index])
-    shape = tuple(int(length) for length in rng.integers((15, 30, 30), (20, 39, 39)))
+    shape = tuple(int(length) for length in rng.integers((13, 27, 27), (18, 34, 34)))
     geometry = _draw_geometry(rng, shape)
     points = _positions(geometry, shape)
-    warped = points + 1.8 * np.stack([_waves(rng, points, (25.0, 60.0), 3) for _ in range(3)], axis=-1)
+    warped = points + 1.5 * np.stack([_waves(rng, points, (25.0, 60.0), 3) for _ in range(3)], axis=-1)
     distances = _organ_distances(rng, warped)
 
     brightness = _over(np.zeros(shape), _ellipsoid(warped, (0.0, 0.0, 0.0), (42.0, 38.0, 40.0)), _BODY)
-    for _ in range(7):
+    for _ in range(6):
         brightness = _over(brightness, _decoy(rng, warped), rng.choice([_FRONT, _BACK, _DUCT]))
     label = np.zeros(shape, dtype=np.uint8)
     for value, (distance, tissue) in enumerate(zip(distances, (_FRONT, _BACK, _DUCT), strict=True), start=1):
@@ -105,11 +105,11 @@ def _dataset_json(*, cases: int, test_cases: int, seed: int) -> str:
 
 def _draw_geometry(rng: np.random.Generator, shape: Sequence[int]) -> Geometry:
     """Thick slices, tilted by up to about 15 degrees, with the organ somewhere near the middle."""
-    in_plane = rng.uniform(1.3, 1.7)
-    spacing = (rng.uniform(2.5, 3.3), in_plane, in_plane)
+    in_plane = rng.uniform(1.45, 1.75)
+    spacing = (rng.uniform(2.7, 3.5), in_plane, in_plane)
     direction = _rotation(rng.uniform(-0.25, 0.25, 3))
     middle = (np.asarray(shape[::-1]) - 1) / 2 * np.asarray(spacing[::-1])
-    origin = rng.uniform(-6.0, 6.0, 3) - direction @ middle
+    origin = rng.uniform(-4.0, 4.0, 3) - direction @ middle
     return Geometry(spacing, tuple(origin.tolist()), tuple(direction.ravel().tolist()), 3)
 
 
@@ -151,9 +151,9 @@ def _organ_distances(rng: np.random.Generator, points: np.ndarray) -> tuple[np.n
     front, back = np.maximum(whole, sheet), np.maximum(whole, -sheet)
 
     # The duct runs along the organ on its side and touches it.
-    radius = rng.uniform(4.5, 6.0)
+    radius = rng.uniform(5.5, 6.8)
     bend = 3.0 * np.sin(moved[..., 1] / 12.0 + rng.uniform(0, 6.0))
-    across = np.hypot(moved[..., 0] - radii[0] - 2.0, moved[..., 2] - bend)
+    across = np.hypot(moved[..., 0] - radii[0] - 2.5, moved[..., 2] - bend)
     duct = np.maximum(across - radius, np.abs(moved[..., 1]) - rng.uniform(13.0, 18.0))
     return front, back, np.maximum(duct, -whole)
 
@@ -161,7 +161,7 @@ def _organ_distances(rng: np.random.Generator, points: np.ndarray) -> tuple[np.n
 def _decoy(rng: np.random.Generator, points: np.ndarray) -> np.ndarray:
     """A blob or a piece of tube away from the organ."""
     heading = rng.normal(size=3)
-    centre = heading / np.linalg.norm(heading) * rng.uniform(25.0, 34.0)
+    centre = heading / np.linalg.norm(heading) * rng.uniform(25.0, 33.0)
     radii = rng.uniform(3.5, 6.5, 3)
     if rng.random() < 0.5:
         radii[rng.integers(3)] *= 2.5

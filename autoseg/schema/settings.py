@@ -242,8 +242,8 @@ class EvaluateSettings(CommonSettings):
 class DemoSettings(CommonSettings):
     """Generate a small labelled dataset and walk through every stage."""
 
-    cases: int = option(20, "training cases to generate", metavar="N")
+    cases: int = option(30, "training cases to generate", metavar="N")
     test_cases: int = option(6, "held-out cases to generate", metavar="N")
     seed: int = option(0, "seed of the generated data", metavar="N")
-    time_budget: float = option(180.0, "time for training all folds", metavar="TIME", parse=parse_duration)
+    epochs: int = option(5, "epochs of 50 steps for each of the five folds", metavar="N")
     data_only: bool = option(False, "generate the data and stop")

@@ -51,7 +51,7 @@ def test_every_label_is_one_visible_structure_and_the_lobes_touch(drawn: list[Ph
         counts = np.bincount(case.label.ravel(), minlength=4)
         assert len(counts) == len(LABELS)
         assert counts[1:].min() > 50
-        assert counts[1:].sum() < 0.15 * case.label.size
+        assert counts[1:].sum() < 0.2 * case.label.size
         assert (ndimage.binary_dilation(case.label == 1) & (case.label == 2)).any()
         assert (ndimage.binary_dilation(case.label == 2) & (case.label == 3)).any()
 
@@ -59,8 +59,8 @@ def test_every_label_is_one_visible_structure_and_the_lobes_touch(drawn: list[Ph
 def test_thresholds_fail_even_if_they_know_the_answer(drawn: list[PhantomCase]) -> None:
     # The best of all intensity windows, chosen per case and label by looking at the reference.
     best = np.array([[_best_window_dice(case, value) for value in (1, 2, 3)] for case in drawn])
-    assert best.mean() < 0.6
-    assert best.mean(axis=0).max() < 0.75
+    assert best.mean() < EXPECTED_DICE - 0.2
+    assert best.mean(axis=0).max() < EXPECTED_DICE - 0.1
 
 
 def _best_window_dice(case: PhantomCase, value: int) -> float:
