@@ -245,5 +245,5 @@ class DemoSettings(CommonSettings):
     cases: int = option(30, "training cases to generate", metavar="N")
     test_cases: int = option(6, "held-out cases to generate", metavar="N")
     seed: int = option(0, "seed of the generated data", metavar="N")
-    epochs: int = option(5, "epochs of 50 steps for each of the five folds", metavar="N")
+    epochs: int = option(8, "epochs of 50 steps for each of the five folds", metavar="N")
     data_only: bool = option(False, "generate the data and stop")
