@@ -87,6 +87,7 @@ def evaluate_pairs(
     tolerance_mm: float = 2.0,
     workers: int | None = None,
     missing: Sequence[str] = (),
+    grid_tolerance_mm: float = GRID_TOLERANCE_MM,
 ) -> EvaluationReport:
     """Score pairs of files; a pair that cannot be scored is in ``report.faults`` with the reason.
 
@@ -96,8 +97,9 @@ def evaluate_pairs(
         tolerance_mm: of the surface Dice.
         workers: see ``map_cases``; None also means this process alone where that is sooner done.
         missing: ids to note as references without a prediction.
+        grid_tolerance_mm: how far the corners of two files may lie apart; infinite leaves only the shapes to agree.
     """
-    score = partial(_score, labels=labels, tolerance_mm=tolerance_mm)
+    score = partial(_score, labels=labels, tolerance_mm=tolerance_mm, grid_tolerance_mm=grid_tolerance_mm)
     scored: list[_Scored] = []
     faults: list[str] = []
     for outcome in progress(_outcomes(score, pairs, workers), total=len(pairs), label="scoring"):
@@ -137,9 +139,9 @@ def _bytes_needed(pairs: Sequence[Pair]) -> float:
     return 20.0 * voxels + 80.0 * min(voxels, 30_000_000)
 
 
-def _score(pair: Pair, *, labels: Labels, tolerance_mm: float) -> _Scored:
+def _score(pair: Pair, *, labels: Labels, tolerance_mm: float, grid_tolerance_mm: float) -> _Scored:
     reference, prediction = read_label(pair.reference), read_label(pair.prediction)
-    _check_grids(reference, prediction, pair)
+    _check_grids(reference, prediction, pair, tolerance_mm=grid_tolerance_mm)
     truth, guess = reference.data[0], prediction.data[0]
     known = {*labels.leaves, labels.ignore}
     scores = case_scores(
@@ -155,14 +157,14 @@ def _score(pair: Pair, *, labels: Labels, tolerance_mm: float) -> _Scored:
     return _Scored(scores=scores, unknown=tuple(sorted((_values(truth) | _values(guess)) - known)))
 
 
-def _check_grids(reference: Volume, prediction: Volume, pair: Pair) -> None:
+def _check_grids(reference: Volume, prediction: Volume, pair: Pair, *, tolerance_mm: float) -> None:
     hint = "resample the segmentation to the grid of the reference"
     if reference.shape != prediction.shape:
         raise DatasetError(
             f"{pair.prediction} has {prediction.shape} voxels (z, y, x), {pair.reference} {reference.shape}", hint=hint
         )
     distance = corner_distance_mm(reference.geometry, prediction.geometry, reference.shape)
-    if distance > GRID_TOLERANCE_MM:
+    if distance > tolerance_mm:
         raise DatasetError(
             f"{pair.prediction} lies elsewhere than {pair.reference}: their corners are up to {distance:.3g} mm apart",
             hint=f"{hint}, or correct the header if only that is wrong",

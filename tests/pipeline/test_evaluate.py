@@ -110,6 +110,18 @@ def test_header_noise_is_no_fault(folders: tuple[Path, Path]) -> None:
     assert not evaluate(settings(folders)).faults
 
 
+def test_the_tolerance_of_the_grids_can_be_given_and_shapes_always_count(folders: tuple[Path, Path]) -> None:
+    write(folders[1] / "a.nii.gz", label_map(), origin=5.0)
+    write(folders[1] / "b.nii.gz", label_map()[:5])
+    pairs = [Pair(id=i, reference=folders[0] / f"{i}.nii.gz", prediction=folders[1] / f"{i}.nii.gz") for i in "ab"]
+    labels = Labels(foreground=(Label(name="liver", values=(1,)),))
+    scored = {
+        tolerance: [case.id for case in evaluate_pairs(pairs, labels, workers=0, grid_tolerance_mm=tolerance).cases]
+        for tolerance in (8.6, 8.7, math.inf)
+    }
+    assert scored == {8.6: [], 8.7: ["a"], math.inf: ["a"]}
+
+
 def test_other_shapes_and_broken_files_are_faults(folders: tuple[Path, Path]) -> None:
     write(folders[1] / "a.nii.gz", label_map()[:5])
     content = (folders[1] / "b.nii.gz").read_bytes()
