@@ -56,22 +56,30 @@ def test_every_label_is_one_visible_structure_and_the_lobes_touch(drawn: list[Ph
         assert (ndimage.binary_dilation(case.label == 2) & (case.label == 3)).any()
 
 
-def test_thresholds_fail_even_if_they_know_the_answer(drawn: list[PhantomCase]) -> None:
-    # The best of all intensity windows, chosen per case and label by looking at the reference.
-    best = np.array([[_best_window_dice(case, value) for value in (1, 2, 3)] for case in drawn])
-    assert best.mean() < EXPECTED_DICE - 0.2
-    assert best.mean(axis=0).max() < EXPECTED_DICE - 0.1
+def test_no_threshold_finds_a_label(drawn: list[PhantomCase]) -> None:
+    # The best of all intensity windows for each label, found by looking at the references of all cases.
+    scaled = [(case.image[0] - case.image.mean()) / case.image.std() for case in drawn]
+    edges = np.quantile(np.concatenate([image.ravel() for image in scaled]), np.linspace(0, 1, 60))
+    for value in (1, 2, 3):
+        dice = [_window_dice(image, case.label == value, edges) for image, case in zip(scaled, drawn, strict=True)]
+        assert np.mean(dice, axis=0).max() < EXPECTED_DICE - 0.1
 
 
-def _best_window_dice(case: PhantomCase, value: int) -> float:
-    image, target = case.image[0].ravel(), case.label.ravel() == value
-    edges = np.quantile(image, np.linspace(0, 1, 60))
-    inside = np.histogram(image[target], edges)[0].cumsum()
-    total = np.histogram(image, edges)[0].cumsum()
-    inside, total = np.insert(inside, 0, 0), np.insert(total, 0, 0)
+def test_thresholds_fail_even_if_every_case_has_its_own(drawn: list[PhantomCase]) -> None:
+    best = [
+        _window_dice(case.image[0], case.label == value, np.quantile(case.image, np.linspace(0, 1, 60))).max()
+        for case in drawn
+        for value in (1, 2, 3)
+    ]
+    assert np.mean(best) < EXPECTED_DICE - 0.15
+
+
+def _window_dice(image: np.ndarray, target: np.ndarray, edges: np.ndarray) -> np.ndarray:
+    """Dice of ``low <= image < high`` with the target for every pair of edges."""
+    inside = np.insert(np.histogram(image[target], edges)[0].cumsum(), 0, 0)
+    total = np.insert(np.histogram(image, edges)[0].cumsum(), 0, 0)
     low, high = np.triu_indices(len(edges), 1)
-    dice = 2 * (inside[high] - inside[low]) / (total[high] - total[low] + target.sum())
-    return float(dice.max())
+    return 2 * (inside[high] - inside[low]) / (total[high] - total[low] + target.sum())
 
 
 def test_the_folder_is_a_dataset_with_held_out_cases_of_its_own(tmp_path: Path) -> None:
