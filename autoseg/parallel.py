@@ -6,8 +6,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import queue
+import signal
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -25,6 +28,8 @@ V = TypeVar("V")
 
 # Where Linux states a container's limits (control groups, version 2).
 _CGROUP = Path("/sys/fs/cgroup")
+# Linux, prctl(2): the signal that a process gets when its parent ends.
+_PR_SET_PDEATHSIG = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -236,6 +241,14 @@ def prefetch(iterator: Iterator[V], *, depth: int = 2) -> Iterator[V]:
     finally:
         stop.set()
         thread.join(timeout=5)
+
+
+def become_worker() -> None:
+    """Make a forked process a worker: Ctrl-C is the parent's to handle, and no worker outlives its parent."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def in_main_thread() -> bool:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import platform
+import shlex
+import sys
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 
 from autoseg import records
 from autoseg.errors import DatasetError
@@ -70,6 +73,14 @@ def memory_budget(device_name: str, requested: int | None) -> int:
     if device.type == "cuda":
         return int(gpu_bytes(device) * GPU_MEMORY_SHARE)
     return int(available_memory() * CPU_MEMORY_SHARE)
+
+
+def typed_command(name: str) -> str:
+    """The command as typed, or who called from Python."""
+    program = Path(sys.argv[0]).name
+    if program.startswith("autoseg") or program == "__main__.py":
+        return shlex.join(["autoseg" if program == "__main__.py" else program, *sys.argv[1:]])
+    return f"{name} (from Python)"
 
 
 def versions() -> dict[str, str]:

@@ -6,6 +6,7 @@ Each stage looks at what is there already and does only what is missing or out o
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -58,7 +59,10 @@ def fingerprint(settings: PrepareSettings) -> Fingerprint:
     identity = content_hash(spec)
     if not settings.clean and folder.fingerprint.exists() and folder.dataset.exists():
         known = _load_or_none(folder)
-        if known is not None and known.content_hash == identity:
+        whole = known is not None and (len(known.cases) == len(spec.cases) or not settings.verify)
+        if known is not None and whole and known.content_hash == identity:
+            # The same files may have moved: their paths are those of today.
+            records.save(folder.dataset, spec)
             _LOG.info("fingerprint of %s: unchanged, %d cases", spec.name, len(known.cases))
             return known
     stats, faults = _inspect(spec, settings)
@@ -139,8 +143,8 @@ def plan(settings: PrepareSettings) -> Plan:
     measured = fingerprint(settings)
     workspace, spec = _open(settings)
     folder = workspace.prepared(spec.name)
-    device = choose_device(settings.device)
-    memory = memory_budget(str(device), settings.memory)
+    device = planned_device(settings)
+    memory = memory_budget(settings.device, settings.memory)
     cost = _cost_function(settings)
     # Free RAM changes from minute to minute; only a budget that the user states is a reason to plan again.
     origin = PlanOrigin(
@@ -148,30 +152,37 @@ def plan(settings: PrepareSettings) -> Plan:
         fingerprint_hash=measured.content_hash,
         settings={
             "arch": settings.arch,
-            "device": device.type,
+            "device": device,
             "memory": settings.memory,
             "spacing": settings.spacing,
             "patch_size": settings.patch_size,
             "batch_size": settings.batch_size,
         },
     )
-    kept = None if settings.clean else _kept_plan(folder, origin, cost)
+    kept = None if settings.clean else _kept_plan(folder, origin, spec, cost)
     if kept is not None:
         made = kept
     else:
-        made = make_plan(spec, measured, settings=settings, device=device.type, memory_bytes=memory, cost=cost)
+        made = make_plan(spec, measured, settings=settings, device=device, memory_bytes=memory, cost=cost)
         text = records.to_json(made)
         records.write_text(folder.plan, text)
         records.save(folder.plan_origin, _with_hash(origin, text))
     remember_dataset(spec.name, workspace)
-    _LOG.info("plan of %s for %s with %s: %s\n%s", spec.name, device.type, size(memory), folder.plan, plan_table(made))
+    budget = size(made.memory_bytes)
+    _LOG.info("plan of %s for %s with %s: %s\n%s", spec.name, made.device, budget, folder.plan, plan_table(made))
     return made
 
 
+def planned_device(settings: PrepareSettings) -> str:
+    """``cpu`` or ``cuda``; with a stated memory also for a GPU that this machine does not have."""
+    if settings.memory is not None and settings.device.startswith("cuda"):
+        return "cuda"
+    return choose_device(settings.device).type
+
+
 def _cost_function(settings: PrepareSettings) -> CostFunction:
-    device = choose_device(settings.device)
-    precision = "float32" if choose_precision(device) is None else "mixed"
-    return partial(training_cost, precision=precision)
+    mixed = planned_device(settings) == "cuda" or choose_precision(choose_device("cpu")) is not None
+    return partial(training_cost, precision="mixed" if mixed else "float32")
 
 
 def _with_hash(origin: PlanOrigin, text: str) -> PlanOrigin:
@@ -182,18 +193,42 @@ def _hash(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _kept_plan(folder: PreparedFolder, origin: PlanOrigin, cost: CostFunction) -> Plan | None:
-    """The plan on disk, if it is still the answer to the same question or was edited by hand."""
+def _kept_plan(folder: PreparedFolder, origin: PlanOrigin, spec: DatasetSpec, cost: CostFunction) -> Plan | None:
+    """The plan on disk, if it is still the answer to the same question or was edited by hand.
+
+    Raises:
+        SettingError: an edited plan does not go with the dataset or with the flags of today.
+    """
     if not folder.plan.exists() or not folder.plan_origin.exists():
         return None
     text = folder.plan.read_text(encoding="utf-8")
     known = records.load(PlanOrigin, folder.plan_origin)
     if _hash(text) != known.plan_hash:
         _LOG.info("%s was edited by hand: it is kept and checked again (--clean plans anew)", folder.plan)
-        return check_plan(records.from_json(Plan, text, source=str(folder.plan)), cost=cost)
+        edited = records.from_json(Plan, text, source=str(folder.plan))
+        _refuse_contradictions(folder, edited, known, origin, spec)
+        return check_plan(edited, cost=cost)
     if _same(known, origin):
         return records.from_json(Plan, text, source=str(folder.plan))
     return None
+
+
+def _refuse_contradictions(
+    folder: PreparedFolder, edited: Plan, known: PlanOrigin, wanted: PlanOrigin, spec: DatasetSpec
+) -> None:
+    problems = []
+    if edited.labels != spec.labels or edited.channels != spec.channels:
+        problems.append("its labels or channels are not those of dataset.json")
+    before = known.settings
+    today = json.loads(records.to_json(wanted))["settings"]
+    for name in ("memory", "spacing", "patch_size", "batch_size"):
+        if today[name] is not None and today[name] != before.get(name):
+            problems.append(f"--{name.replace('_', '-')} asks for something else")
+    if problems:
+        raise SettingError(
+            f"{folder.plan} was edited by hand, but:\n{joined(problems)}",
+            hint="edit it again, or plan anew with --clean",
+        )
 
 
 def _same(known: PlanOrigin, wanted: PlanOrigin) -> bool:
@@ -213,7 +248,14 @@ def preprocess(settings: PrepareSettings, made: Plan | None = None) -> None:
     folder = workspace.prepared(spec.name)
     if made is None:
         made = load_plan(folder, settings)
+        if records.load(Fingerprint, folder.fingerprint).content_hash != content_hash(spec):
+            raise DatasetError(
+                f"{spec.name} changed since it was measured", hint=f"run autoseg_plan_and_preprocess -d {spec.name}"
+            )
     for name in settings.configurations or (made.default_configuration,):
+        if settings.clean:
+            # Another hash empties the store.
+            CaseStore(folder.store(name)).begin("")
         preprocess_configuration(spec, made, made.configuration(name), folder, workers=settings.workers)
 
 
@@ -221,9 +263,13 @@ def load_plan(folder: PreparedFolder, settings: PrepareSettings) -> Plan:
     """The plan on disk, checked again.
 
     Raises:
-        RecordError: there is none.
+        DatasetError: there is none.
         SettingError: it does not fit.
     """
+    if not folder.plan.exists():
+        raise DatasetError(
+            f"{folder.root.name} has no plan yet", hint=f"run autoseg_plan_and_preprocess -d {folder.root.name} first"
+        )
     return check_plan(records.load(Plan, folder.plan), cost=_cost_function(settings))
 
 

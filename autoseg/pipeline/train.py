@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import logging
-import shlex
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 
 from autoseg import records
-from autoseg.errors import SettingError
+from autoseg.errors import DatasetError, PartialError, SettingError, joined
 from autoseg.io.discover import resolve_workspace
 from autoseg.io.store import CaseStore
 from autoseg.log import duration, get_logger, table
 from autoseg.nets.cost import training_cost
 from autoseg.nets.device import choose_device, choose_precision
 from autoseg.pipeline.budget import TimeBudget, open_budget
-from autoseg.pipeline.context import choose_dataset, machine, versions
+from autoseg.pipeline.context import choose_dataset, machine, typed_command, versions
 from autoseg.pipeline.prepare import load_plan, preprocess_configuration
 from autoseg.pipeline.validate import estimate_validation, validate_fold
 from autoseg.planning import make_splits, mirror_axes, read_splits
@@ -29,7 +27,7 @@ from autoseg.schema.plan import Configuration, Plan
 from autoseg.schema.report import EvaluationReport, FoldRun, RunReport
 from autoseg.schema.settings import PrepareSettings, TrainSettings
 from autoseg.schema.splits import Fold, Splits
-from autoseg.training.distributed import read_world
+from autoseg.training.distributed import joined_world, read_world, world_device
 from autoseg.training.fold import FoldTask, train_fold
 from autoseg.training.state import TrainState, history_rows
 from autoseg.training.step import Kitchen
@@ -62,22 +60,35 @@ def train(settings: TrainSettings) -> ModelFolder:
     """Train the folds that ``settings`` ask for, one after the other, and return the model's folder.
 
     Raises:
-        SettingError: no such configuration or fold.
+        SettingError: no such configuration or fold, or the model's folder holds folds of another plan.
         StoppedError: the user asked to stop; the same command goes on.
+        PartialError: all folds are trained, but some validation cases could not be scored.
     """
     started = time.monotonic()
-    if not read_world().is_first:
+    world = read_world()
+    if not world.is_first:
         logging.getLogger("autoseg").setLevel(logging.ERROR)
     training = set_up(settings)
     _write_model_facts(training)
     budget = None
     if settings.time_budget is not None:
         budget = open_budget(settings.time_budget, training.folds, _runs(training), started=started)
-    with stop_requests(training.model.stop_file) as stop:
+    problems: list[str] = []
+    # Joined once for all folds: a second group would find the first one's keys in torchrun's store.
+    device = world_device(choose_device(settings.device), world)
+    with joined_world(world, device), stop_requests(training.model.stop_file) as stop:
         for name in training.folds:
-            _train_and_validate(training, name, budget, stop=stop)
-    if read_world().is_first:
+            try:
+                _train_and_validate(training, name, budget, stop=stop)
+            except DatasetError as error:
+                problems.append(error.message)
+    if world.is_first:
         _sum_up(training)
+    if problems:
+        raise PartialError(
+            f"all folds are trained, but not all cases could be validated:\n{joined(problems)}",
+            hint="mend these files and run the same command again; only what is missing is done",
+        )
     return training.model
 
 
@@ -89,6 +100,8 @@ def set_up(settings: TrainSettings) -> Training:
     spec = records.load(DatasetSpec, folder.dataset)
     plan = load_plan(folder, PrepareSettings(workdir=settings.workdir, device=settings.device))
     configuration = _configuration(plan, settings)
+    if plan.device == "cpu" and choose_device(settings.device).type == "cuda":
+        _LOG.warning("this plan was made for a CPU: a narrow network; autoseg_plan -d %s makes one for the GPU", name)
     if read_world().is_first:
         store = preprocess_configuration(spec, plan, configuration, folder)
     else:
@@ -120,8 +133,6 @@ def _configuration(plan: Plan, settings: TrainSettings) -> Configuration:
         )
     if settings.batch_size is None:
         return configuration
-    if settings.batch_size < 1:
-        raise SettingError(f"a batch of {settings.batch_size} is not possible", hint="give --batch-size 1 or more")
     precision = "float32" if choose_precision(choose_device(settings.device)) is None else "mixed"
     cost = training_cost(
         configuration.architecture,
@@ -150,12 +161,15 @@ def _splits(settings: TrainSettings, folder: PreparedFolder, workspace: Workspac
         splits = read_splits(settings.splits, ids, folds=settings.folds)
         _LOG.info("splits: %d folds from %s", len(splits.folds), settings.splits)
         return splits
+    if settings.fold == (ALL,) and len(ids) == 1:
+        return Splits(seed=0, folds=(Fold(train=ids, val=ids),))
     wanted = make_splits(ids, folds=settings.folds)
     if folder.splits.exists():
         known = records.load(Splits, folder.splits)
         same_cases = {case for fold in known.folds for case in fold.val} == set(ids)
         if same_cases and len(known.folds) == len(wanted.folds):
             return known
+        _LOG.warning("%s had other cases or another number of folds: it is replaced", folder.splits)
     if len(wanted.folds) < settings.folds:
         _LOG.warning("only %d cases: %d folds instead of %d", len(ids), len(wanted.folds), settings.folds)
     records.save(folder.splits, wanted)
@@ -174,23 +188,52 @@ def _write_model_facts(training: Training) -> None:
         return
     model = training.model
     model.root.mkdir(parents=True, exist_ok=True)
+    _refuse_other_plan(training)
     model.stop_file.unlink(missing_ok=True)
     records.save(model.plan, training.plan)
     records.save(model.dataset, training.spec)
     records.save(model.splits, training.splits)
     workspace = resolve_workspace(training.settings.workdir)
     folder = workspace.prepared(training.spec.name)
-    records.save(model.fingerprint, records.load(Fingerprint, folder.fingerprint))
+    measured = records.load(Fingerprint, folder.fingerprint)
+    before = records.load(Fingerprint, model.fingerprint) if model.fingerprint.exists() else measured
+    if before.content_hash != measured.content_hash and model.finished_folds():
+        _LOG.warning("files of %s changed since folds in %s were trained", training.spec.name, model.root)
+    records.save(model.fingerprint, measured)
     chosen = asdict(training.settings)
     chosen.update(
         configuration=training.configuration.name,
         mirror_axes=list(training.mirror_axes),
         batch_size=training.configuration.batch_size,
     )
-    report = RunReport(
-        command=shlex.join(["autoseg_train", *sys.argv[1:]]), settings=chosen, versions=versions(), machine=machine()
-    )
+    report = RunReport(command=typed_command("autoseg.train"), settings=chosen, versions=versions(), machine=machine())
     records.save(model.run, report)
+
+
+def _refuse_other_plan(training: Training) -> None:
+    """Folds of different plans must not meet in one ensemble, nor old weights get a new plan.
+
+    Raises:
+        SettingError: the model's folder holds weights that another plan made.
+    """
+    model = training.model
+    if not model.plan.exists() or not model.finished_folds():
+        return
+    name = training.configuration.name
+    if _identity(records.load(Plan, model.plan), name) != _identity(training.plan, name):
+        raise SettingError(
+            f"{model.root} holds folds ({', '.join(model.finished_folds())}) that were trained with another plan",
+            hint="rename or remove that folder to train with today's plan",
+        )
+
+
+def _identity(plan: Plan, name: str) -> str:
+    """What weights and plan must agree in; the batch may differ."""
+    configuration = plan.configuration(name)
+    cost = replace(configuration.cost, parameters=0, memory_bytes=0, flops=0)
+    bare = replace(configuration, why=(), cost=cost, batch_size=0, median_shape=())
+    kept = replace(plan, configurations=(bare,), why=(), device="", memory_bytes=0)
+    return records.to_json(kept)
 
 
 def _train_and_validate(training: Training, name: str, budget: TimeBudget | None, *, stop: Callable[[], bool]) -> None:

@@ -68,9 +68,11 @@ def validate_fold(
     for pair in progress(todo, total=len(todo), label=f"fold {name}: validation"):
         if stop():
             raise StoppedError(f"validation of fold {name} was stopped", hint="run the same command again to go on")
-        volume = read_channels([Path(path) for path in cases[pair.id].images])
+        paths = [Path(path) for path in cases[pair.id].images]
+        # Preparation judged the geometry, with the tolerance that the user chose.
+        volume = read_channels(paths, tolerance_mm=math.inf)
         write_label(pair.prediction, predictor.predict(volume), volume.geometry)
-    report = evaluate_pairs(pairs, spec.labels)
+    report = evaluate_pairs(pairs, spec.labels, grid_tolerance_mm=math.inf)
     write_scores(fold.validation, report)
     _LOG.info("fold %s\n%s", name, score_table(report))
     if report.faults:

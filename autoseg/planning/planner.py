@@ -159,5 +159,9 @@ def _configurations(
         batch_dice=True,
         why=(*fullres.why, "Dice loss over the whole batch: a patch sees only a small part of an image"),
     )
-    cascade = plan_cascade(situation, fullres, lowres, num_foreground, voxels)
+    try:
+        cascade = plan_cascade(situation, fullres, lowres, num_foreground, voxels)
+    except SettingError as error:
+        # One more channel per label may not fit, but that is no reason to train nothing.
+        return [flat, fullres, lowres], (why, f"no 3d_cascade_fullres: {error.message}")
     return [flat, fullres, lowres, cascade], (why,)

@@ -17,11 +17,17 @@ from autoseg.training.state import EpochRecord, TrainState
 VERSION = 1
 
 
-def save_checkpoint(path: Path, state: TrainState, *, signature: str) -> None:
-    """Everything that resuming needs. ``signature`` names what must be equal for resuming to make sense."""
+def save_checkpoint(path: Path, state: TrainState, *, signature: str, precision: str = "float32") -> None:
+    """Everything that resuming needs.
+
+    Args:
+        signature: names what must be equal for resuming to make sense.
+        precision: the autocast type; going on in another would not repeat an uninterrupted run.
+    """
     content = {
         "version": VERSION,
         "signature": signature,
+        "precision": precision,
         "network": bare(state.network).state_dict(),
         "optimizer": state.optimizer.state_dict(),
         "scaler": state.scaler.state_dict() if state.scaler is not None else None,
@@ -36,8 +42,8 @@ def save_checkpoint(path: Path, state: TrainState, *, signature: str) -> None:
         torch.save(content, temporary)
 
 
-def load_checkpoint(path: Path, state: TrainState, *, signature: str, device: torch.device) -> None:
-    """Restore ``state`` in place.
+def load_checkpoint(path: Path, state: TrainState, *, signature: str, device: torch.device) -> str:
+    """Restore ``state`` in place and return the precision that it was trained in.
 
     Raises:
         RecordError: the file cannot be read, or belongs to another plan or other settings.
@@ -58,6 +64,8 @@ def load_checkpoint(path: Path, state: TrainState, *, signature: str, device: to
     state.epoch_steps = content["epoch_steps"]
     state.epoch_seconds = content["epoch_seconds"]
     state.epoch_loss = content["epoch_loss"]
+    precision: str = content["precision"]
+    return precision
 
 
 def _read(path: Path, device: torch.device) -> dict[str, Any]:

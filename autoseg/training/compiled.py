@@ -21,11 +21,17 @@ def try_compile(network: nn.Module, example: torch.Tensor, *, precision: torch.d
         compiled: nn.Module = torch.compile(network)  # type: ignore[assignment]
         with torch.autocast(example.device.type, precision, enabled=precision is not None):
             outputs = compiled(example)
-        sum(output.float().mean() for output in outputs).backward()
+            sum(output.float().mean() for output in outputs).backward()
+            compiled.eval()
+            with torch.inference_mode():
+                compiled(example)
+            compiled.train()
+    except torch.cuda.OutOfMemoryError:
+        raise
     except Exception as error:
         # Whatever goes wrong inside the compiler (no gcc, no Python headers, a bug), eager mode still works.
         _LOG.warning("torch.compile does not work here (%s); training goes on without it", _first_line(error))
-        compiled = network
+        compiled = network.train()
     network.zero_grad(set_to_none=True)
     return compiled
 

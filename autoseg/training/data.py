@@ -21,6 +21,7 @@ from batchgenerators.dataloading.single_threaded_augmenter import SingleThreaded
 from autoseg.augment import Policy, Spatial, draw_spatial, source_extent
 from autoseg.errors import DatasetError, WorkerError
 from autoseg.io.store import CaseStore, StoredCase
+from autoseg.parallel import become_worker
 from autoseg.training.sampling import Stream, is_foreground_sample, patch_start
 
 ANY_ANNOTATED = -1
@@ -68,6 +69,11 @@ class PatchLoader(SlimDataLoaderBase):
         self._stride = workers
         self._calls = 0
         self._store: CaseStore | None = None
+
+    def set_thread_id(self, thread_id: int) -> None:
+        """Called in each worker process as it starts."""
+        become_worker()
+        super().set_thread_id(thread_id)
 
     def generate_train_batch(self) -> dict[str, Any]:
         step = self._first_step + self.thread_id + self._calls * self._stride

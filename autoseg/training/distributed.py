@@ -11,6 +11,8 @@ from datetime import timedelta
 import torch
 from torch import distributed, nn
 
+from autoseg.errors import SettingError
+
 
 @dataclass(frozen=True, kw_only=True)
 class World:
@@ -54,6 +56,25 @@ def wrap(network: nn.Module, world: World, device: torch.device) -> nn.Module:
     ids = [device.index] if device.type == "cuda" else None
     # The coarsest deep-supervision head has weight 0 and so no gradient in a network of three or more outputs.
     return nn.parallel.DistributedDataParallel(network, device_ids=ids, find_unused_parameters=True)
+
+
+def world_device(device: torch.device, world: World) -> torch.device:
+    """The GPU of this process: with several processes, the one of its local rank.
+
+    Raises:
+        SettingError: more processes than GPUs.
+    """
+    if device.type != "cuda":
+        return device
+    if world.size > 1:
+        if world.local_rank >= torch.cuda.device_count():
+            raise SettingError(
+                f"process {world.local_rank} has no GPU: this machine shows {torch.cuda.device_count()}",
+                hint="start as many processes as GPUs: torchrun --nproc_per_node",
+            )
+        device = torch.device("cuda", world.local_rank)
+    torch.cuda.set_device(device)
+    return device
 
 
 def total(tensor: torch.Tensor, world: World) -> torch.Tensor:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import torch
 
 from autoseg import records
 from autoseg.augment import Policy, make_policy
-from autoseg.errors import StoppedError
+from autoseg.errors import ResourceError, StoppedError
 from autoseg.log import duration, get_logger
 from autoseg.losses import segmentation_loss
 from autoseg.nets import build_network
@@ -25,7 +26,7 @@ from autoseg.training import hooks
 from autoseg.training.checkpoint import load_checkpoint, save_checkpoint, save_weights
 from autoseg.training.compiled import try_compile
 from autoseg.training.data import PatchSource, batches
-from autoseg.training.distributed import World, joined_world, local_share, read_world, wrap
+from autoseg.training.distributed import World, agree, joined_world, local_share, read_world, world_device, wrap
 from autoseg.training.fit import Hook, fit
 from autoseg.training.online import make_validation
 from autoseg.training.optim import make_optimizer
@@ -44,6 +45,7 @@ SECONDS_BETWEEN_CHECKPOINTS = 60.0
 SECONDS_BETWEEN_PLOTS = 30.0
 # A CPU step takes about a second.
 STEPS_OF_DAYS = 100_000
+PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +68,7 @@ class FoldTask:
         plan = replace(self.configuration, why=(), cost=replace(self.configuration.cost, memory_bytes=0, flops=0))
         parts = [
             records.to_json(plan),
+            records.to_json(self.plan.labels),
             records.to_json(self.cases),
             str(self.settings.seed),
             str(self.settings.lr),
@@ -93,9 +96,7 @@ def train_fold(
         DivergenceError: the loss became NaN.
     """
     world = read_world()
-    device = choose_device(task.settings.device)
-    if device.type == "cuda" and world.size > 1:
-        device = torch.device("cuda", world.local_rank)
+    device = world_device(choose_device(task.settings.device), world)
     tune(device)
     with joined_world(world, device):
         return _train_fold(task, world, device, stop=stop, target_seconds=target_seconds, draw_progress=draw_progress)
@@ -113,21 +114,26 @@ def _train_fold(
     kitchen = make_kitchen(task, device, world)
     state = make_state(task, kitchen)
     if task.folder.checkpoint.exists():
-        load_checkpoint(task.folder.checkpoint, state, signature=task.signature, device=device)
+        precision = load_checkpoint(task.folder.checkpoint, state, signature=task.signature, device=device)
+        kitchen = replace(kitchen, precision=PRECISIONS[precision])
         _LOG.info("fold %s: going on after %d steps (%s)", task.name, state.step, duration(state.elapsed))
-    seconds = target_seconds(state, kitchen) if target_seconds is not None else None
+    seconds = None
+    if target_seconds is not None:
+        # Only the first process validates and knows the clock; all must train for the same time.
+        seconds = agree(target_seconds(state, kitchen) if world.is_first else 0.0, world, device)
     schedule = make_schedule(task.settings, seconds)
     if schedule.finished(state.step, state.elapsed) and task.folder.weights.exists():
         return _record(task, state, seconds, "trained")
     _announce(task, state, kitchen, schedule)
     if world.is_first:
         records.remove_partial(task.folder.root)
-        task.folder.weights.unlink(missing_ok=True)
         records.save(task.folder.run, _record(task, state, seconds, "training"))
-    state.network = wrap(_compiled(task, state, kitchen), world, device)
-    finished = _run(task, state, kitchen, schedule, world, stop=stop, draw_progress=draw_progress)
+    with memory_errors(task):
+        state.network = wrap(_compiled(task, state, kitchen), world, device)
+    with memory_errors(task):
+        finished = _run(task, state, kitchen, schedule, world, stop=stop, draw_progress=draw_progress)
     if world.is_first:
-        save_checkpoint(task.folder.checkpoint, state, signature=task.signature)
+        _save(task, state, kitchen)
         hooks.write_log(task.folder.log)(state)
         if draw_progress is not None and state.history:
             draw_progress(state)
@@ -144,6 +150,24 @@ def _train_fold(
         save_weights(task.folder.weights, state.network, metadata=metadata)
         records.save(task.folder.run, record)
     return record
+
+
+@contextmanager
+def memory_errors(task: FoldTask) -> Iterator[None]:
+    """Say in a sentence that memory ran out, and what to do.
+
+    Raises:
+        ResourceError: in place of torch's own errors.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not isinstance(error, torch.cuda.OutOfMemoryError) and "can't allocate memory" not in str(error):
+            raise
+        raise ResourceError(
+            f"fold {task.name}: memory ran out in training with batch {task.configuration.batch_size}",
+            hint="plan for less with autoseg_plan_and_preprocess --memory 6GB, or give a smaller --batch-size",
+        ) from error
 
 
 def make_kitchen(task: FoldTask, device: torch.device, world: World) -> Kitchen:
@@ -231,7 +255,7 @@ def _run(
             initial_lr=task.settings.lr,
             kitchen=kitchen,
             world=world,
-            hooks=_hooks(task, schedule, draw_progress) if world.is_first else (),
+            hooks=_hooks(task, kitchen, schedule, draw_progress) if world.is_first else (),
             stop=stop,
         )
 
@@ -276,19 +300,24 @@ def _loaders(settings: TrainSettings, device: torch.device) -> int:
     return max(1, min(GPU_LOADERS, cores() - 1))
 
 
-def _hooks(task: FoldTask, schedule: Schedule, draw_progress: Hook | None) -> Sequence[Hook]:
+def _hooks(task: FoldTask, kitchen: Kitchen, schedule: Schedule, draw_progress: Hook | None) -> Sequence[Hook]:
     chosen = [
         hooks.log_epoch(schedule),
         hooks.write_log(task.folder.log),
-        hooks.now_and_then(lambda state: _keep(task, state, schedule), seconds=SECONDS_BETWEEN_CHECKPOINTS),
+        hooks.now_and_then(lambda state: _keep(task, state, kitchen, schedule), seconds=SECONDS_BETWEEN_CHECKPOINTS),
     ]
     if draw_progress is not None:
         chosen.append(hooks.now_and_then(draw_progress, seconds=SECONDS_BETWEEN_PLOTS))
     return chosen
 
 
-def _keep(task: FoldTask, state: TrainState, schedule: Schedule) -> None:
-    save_checkpoint(task.folder.checkpoint, state, signature=task.signature)
+def _save(task: FoldTask, state: TrainState, kitchen: Kitchen) -> None:
+    precision = next(name for name, kind in PRECISIONS.items() if kind is kitchen.precision)
+    save_checkpoint(task.folder.checkpoint, state, signature=task.signature, precision=precision)
+
+
+def _keep(task: FoldTask, state: TrainState, kitchen: Kitchen, schedule: Schedule) -> None:
+    _save(task, state, kitchen)
     records.save(task.folder.run, _record(task, state, schedule.seconds, "training"))
 
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 import torch
 
 from autoseg.losses import dice_counts
+from autoseg.parallel import prefetch
 from autoseg.schema.dataset import Labels
 from autoseg.training.data import PatchSource, batches
 from autoseg.training.distributed import World, total
@@ -31,8 +32,10 @@ def make_validation(
         counts: torch.Tensor | None = None
         losses: list[torch.Tensor] = []
         with batches(source) as stream:
+            # A GPU would wait for each patch; on a CPU a second thread would only take from the network's cores.
+            ahead = prefetch(stream) if kitchen.device.type == "cuda" else stream
             for step in range(count(state.epoch_steps)):
-                image, target = make_batch(next(stream), plain, step=step)
+                image, target = make_batch(next(ahead), plain, step=step)
                 logits = predict_batch(state.network, image, plain)
                 losses.append(loss((logits,), target))
                 batch = torch.stack(dice_counts(logits, target, labels))

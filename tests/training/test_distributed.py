@@ -1,4 +1,4 @@
-"""Two processes that share a batch train the same network as one process."""
+"""Two processes that share a batch train the same network as one, fold after fold, with and without a budget."""
 
 from __future__ import annotations
 
@@ -21,22 +21,26 @@ from autoseg.training.fold import FoldTask, train_fold
 SCRIPT = """
 import sys
 from pathlib import Path
+import torch
 from autoseg import records
 from autoseg.schema.folders import FoldFolder
 from autoseg.schema.plan import Plan
 from autoseg.schema.settings import TrainSettings
 from autoseg.schema.splits import Fold
+from autoseg.training.distributed import joined_world, read_world
 from autoseg.training.fold import FoldTask, train_fold
 
 plan = records.load(Plan, Path(sys.argv[1]))
 folder = Path(sys.argv[3])
 settings = TrainSettings(epochs=1, iterations=3, val_iterations=2, device="cpu", mirror=False)
-task = FoldTask(
-    plan=plan, configuration=plan.configurations[0], settings=settings, name="0",
-    cases=Fold(train=("a", "b", "c"), val=("d",)), mirror_axes=(), store=Path(sys.argv[2]),
-    folder=FoldFolder(folder), stop_file=folder / "STOP",
-)
-train_fold(task, stop=lambda: False)
+with joined_world(read_world(), torch.device("cpu")):
+    for name, cases in (("0", Fold(train=("a", "b", "c"), val=("d",))), ("1", Fold(train=("b", "c"), val=("a",)))):
+        task = FoldTask(
+            plan=plan, configuration=plan.configurations[0], settings=settings, name=name,
+            cases=cases, mirror_axes=(), store=Path(sys.argv[2]),
+            folder=FoldFolder(folder / name), stop_file=folder / "STOP",
+        )
+        train_fold(task, stop=lambda: False, target_seconds=(lambda state, kitchen: 1.0) if name == "1" else None)
 """
 
 
@@ -52,13 +56,14 @@ def test_two_processes_train_the_network_of_one(make_task: Callable[..., FoldTas
     plan: Plan = task.plan
     records.save(tmp_path / "plan.json", plan)
     (tmp_path / "script.py").write_text(SCRIPT)
-    shared = FoldFolder(tmp_path / "shared")
+    shared = FoldFolder(tmp_path / "shared" / "0")
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    command += [str(tmp_path / "script.py"), str(tmp_path / "plan.json"), str(task.store), str(shared.root)]
+    command += [str(tmp_path / "script.py"), str(tmp_path / "plan.json"), str(task.store), str(shared.root.parent)]
     root = Path(__file__).parents[2]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
+    assert FoldFolder(tmp_path / "shared" / "1").weights.exists()
     alone, together = load_weights(task.folder.weights), load_weights(shared.weights)
     assert alone.keys() == together.keys()
     for name in alone:
