@@ -6,6 +6,7 @@ goes to a temporary file in the same folder and is renamed, so that a reader see
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -17,9 +18,14 @@ from typing import Any, TypeVar
 
 import cattrs
 
-from autoseg.errors import RecordError, ResourceError, joined
+from autoseg.errors import AutosegError, RecordError, ResourceError, SettingError, joined
 
 R = TypeVar("R")
+
+_FULL = {errno.ENOSPC, errno.EDQUOT}
+_NOT_WRITABLE = {errno.EACCES, errno.EPERM, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.EROFS}
+# torch.save raises a RuntimeError in these words when the disk is full.
+_FULL_WORDS = ("no space left", "unexpected pos", "file write failed")
 
 
 def _converter() -> cattrs.Converter:
@@ -107,28 +113,58 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
     Raises:
         ResourceError: the disk is full.
+        SettingError: the folder cannot be made or written to.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # The ending stays, because image writers choose the format by it; the leading dot hides a half-written file.
-    endings = "".join(path.suffixes[-2:]) if path.name.endswith(".gz") else path.suffix
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=f".partial{endings}", dir=path.parent)
-    os.close(handle)
-    temporary = Path(name)
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # The ending stays, because image writers choose the format by it; the leading dot hides a half-written file.
+        endings = "".join(path.suffixes[-2:]) if path.name.endswith(".gz") else path.suffix
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=f".partial{endings}", dir=path.parent)
+        os.close(handle)
+        temporary = Path(name)
+        try:
+            yield temporary
+            # mkstemp makes private files; results are for everybody the folder is for.
+            temporary.chmod(0o666 & ~_umask())
+            with temporary.open("rb") as stream:
+                os.fsync(stream.fileno())
+            temporary.replace(path)
+        finally:
+            # After the rename there is nothing left of this name.
+            temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Say in a sentence why ``path`` cannot be written; other errors pass.
+
+    Raises:
+        ResourceError: the disk is full.
+        SettingError: there is no permission, or a file lies where a folder should be.
+    """
     try:
-        yield temporary
-        # mkstemp makes private files; results are for everybody the folder is for.
-        temporary.chmod(0o666 & ~_umask())
-        with temporary.open("rb") as stream:
-            os.fsync(stream.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        if error.errno in {28, 122}:
-            raise ResourceError(f"no space left to write {path}", hint="free disk space and run it again") from error
-        raise
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+        yield
+    except (OSError, RuntimeError) as error:
+        reason = _not_written(path, error)
+        if reason is None:
+            raise
+        raise reason from error
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder and those above it, unless it exists; errors as ``writing``."""
+    with writing(path):
+        path.mkdir(parents=True, exist_ok=True)
+
+
+def _not_written(path: Path, error: OSError | RuntimeError) -> AutosegError | None:
+    code = error.errno if isinstance(error, OSError) else None
+    words = str(error).lower() if isinstance(error, RuntimeError) else ""
+    if code in _FULL or any(part in words for part in _FULL_WORDS):
+        return ResourceError(f"no space left to write {path}", hint="free disk space and run it again")
+    if isinstance(error, OSError) and code in _NOT_WRITABLE:
+        return SettingError(f"{path} cannot be written: {error.strerror}", hint="choose a folder that you may write to")
+    return None
 
 
 def remove_partial(folder: Path) -> None:
@@ -153,4 +189,15 @@ def _finite(value: Any) -> Any:
     return value
 
 
-__all__ = ["atomic_path", "from_json", "load", "remove_partial", "save", "structure", "to_json", "write_text"]
+__all__ = [
+    "atomic_path",
+    "from_json",
+    "load",
+    "make_folder",
+    "remove_partial",
+    "save",
+    "structure",
+    "to_json",
+    "write_text",
+    "writing",
+]

@@ -89,7 +89,10 @@ def _execute(command: Command, words: Sequence[str], *, prog: str) -> None:
 
 
 def guarded(action: Callable[[], None], *, name: str, debug: bool) -> int:
-    """Run; show an error of the user as a sentence and a hint. Any other exception is ours: it keeps its traceback."""
+    """Run; show an error of the user as a sentence and a hint. Any other exception is ours: it keeps its traceback.
+
+    A file that cannot be used is the user's too: a sentence that names it helps more than a traceback.
+    """
     try:
         action()
     except AutosegError as error:
@@ -97,6 +100,11 @@ def guarded(action: Callable[[], None], *, name: str, debug: bool) -> int:
     except MemoryError:
         short = ResourceError("the memory of this machine ran out", hint="use a smaller --memory or fewer --workers")
         return _show(short, name=name, debug=debug)
+    except OSError as error:
+        if error.filename is None:
+            raise
+        plain = SettingError(f"{error.filename}: {error.strerror}", hint="check that it is there and may be used")
+        return _show(plain, name=name, debug=debug)
     except KeyboardInterrupt:
         sys.stderr.write(f"\n{name}: stopped by Ctrl-C\n")
         return _INTERRUPTED

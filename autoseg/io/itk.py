@@ -14,7 +14,7 @@ import SimpleITK as sitk  # noqa: N813 - the name everybody uses
 
 from autoseg.errors import DatasetError
 from autoseg.io.volume import Geometry, Volume
-from autoseg.records import atomic_path
+from autoseg.records import atomic_path, make_folder, writing
 
 # Their header names a second file that holds the voxels.
 _TWO_FILES = (".mhd", ".nhdr")
@@ -74,8 +74,9 @@ def write(path: Path, image: sitk.Image) -> None:
 
 
 def _write_two_files(path: Path, image: sitk.Image) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=".partial.", dir=path.parent))
+    make_folder(path.parent)
+    with writing(path):
+        folder = Path(tempfile.mkdtemp(prefix=".partial.", dir=path.parent))
     try:
         with _refusing(path, verb="written"):
             sitk.WriteImage(image, str(folder / path.name), useCompression=True)

@@ -25,7 +25,7 @@ import blosc2
 import numpy as np
 
 from autoseg.errors import DatasetError
-from autoseg.records import atomic_path, write_text
+from autoseg.records import atomic_path, make_folder, write_text
 
 _VERSION = 1
 _MANIFEST = "manifest.json"
@@ -78,7 +78,7 @@ class CaseStore:
     def begin(self, content_hash: str) -> None:
         """Start or continue: a store that another hash made is emptied, and half-written files are removed."""
         self._open.clear()
-        self.root.mkdir(parents=True, exist_ok=True)
+        make_folder(self.root)
         manifest = self.root / _MANIFEST
         if self.content_hash() != content_hash:
             # The manifest goes first: killed between here and the end, this is done again.

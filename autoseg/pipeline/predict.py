@@ -90,6 +90,9 @@ def predict(settings: PredictSettings) -> PredictReport:
     cases = find_cases(Path(settings.inputs), num_channels=len(spec.channels), file_ending=spec.file_ending)
     outputs = Path(settings.outputs).expanduser().absolute()
     targets = _targets(cases, outputs)
+    _refuse_foreign(outputs, targets)
+    # Before the weights are read, which takes long.
+    records.make_folder(outputs)
     predictor = Predictor.load(
         model.root,
         folds=settings.fold,
@@ -189,6 +192,25 @@ def _targets(cases: Sequence[CaseFiles], outputs: Path) -> dict[str, Path]:
     return targets
 
 
+def _refuse_foreign(outputs: Path, targets: Mapping[str, Path]) -> None:
+    """Nothing is replaced in a folder that no prediction wrote.
+
+    Raises:
+        SettingError: it holds files with names that would be written.
+    """
+    if (outputs / RUN_FILE).exists():
+        return
+    written = [*targets.values(), *map(_probabilities_path, targets.values())]
+    facts = [outputs / name for name in ("dataset.json", "plan.json")]
+    there = [path.name for path in (*facts, *written) if path.exists()]
+    if there:
+        more = f" and {len(there) - 3} more" if len(there) > 3 else ""
+        raise SettingError(
+            f"{outputs} holds files that no prediction wrote and that would be replaced: {', '.join(there[:3])}{more}",
+            hint="give an empty folder with -o",
+        )
+
+
 def _begin(
     cases: Sequence[CaseFiles],
     targets: Mapping[str, Path],
@@ -212,9 +234,10 @@ def _begin(
         # Else a segmentation of an earlier run could be taken for one of this run, should this one be killed.
         targets[case.id].unlink(missing_ok=True)
         _probabilities_path(targets[case.id]).unlink(missing_ok=True)
+    # First of the facts: it marks the folder as one of ours, which the next run may write to.
+    records.save(outputs / RUN_FILE, run)
     records.write_text(outputs / model.plan.name, model.plan.read_text(encoding="utf-8"))
     records.write_text(outputs / model.dataset.name, model.dataset.read_text(encoding="utf-8"))
-    records.save(outputs / RUN_FILE, run)
     return todo
 
 

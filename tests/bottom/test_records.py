@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from autoseg import records
-from autoseg.errors import RecordError
+from autoseg.errors import RecordError, ResourceError, SettingError
 from autoseg.schema.dataset import CaseFiles, DatasetSpec, Label, Labels
 from autoseg.schema.report import MeanScores
 from autoseg.schema.splits import Fold, Splits
@@ -93,3 +93,23 @@ def test_labels_map_any_integers_to_consecutive_indices() -> None:
     assert labels.num_heads == 3
     assert labels.ignore_index == 3
     assert [labels.internal(label) for label in labels.foreground] == [(2,), (1,)]
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (OSError(28, "No space left on device"), ResourceError),
+        (OSError(30, "Read-only file system"), SettingError),
+        (PermissionError(13, "Permission denied"), SettingError),
+        (RuntimeError("[enforce fail at inline_container.cc:664] . unexpected pos 704 vs 598"), ResourceError),
+        (RuntimeError("something else"), RuntimeError),
+        (OSError(5, "Input/output error"), OSError),
+    ],
+)
+def test_a_write_that_fails_says_why_and_leaves_nothing(tmp_path: Path, error: Exception, kind: type) -> None:
+    with pytest.raises(Exception) as caught, records.atomic_path(tmp_path / "x.json") as temporary:
+        temporary.write_text("half")
+        raise error
+    assert type(caught.value) is kind
+    assert kind in {RuntimeError, OSError} or str(tmp_path / "x.json") in str(caught.value)
+    assert list(tmp_path.iterdir()) == []

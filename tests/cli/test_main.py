@@ -123,3 +123,9 @@ def test_ctrl_c_is_one_line_and_130() -> None:
         shown = child.stderr.read()
         assert child.wait(timeout=30) == 130
     assert shown.strip() == "autoseg_train: stopped by Ctrl-C"
+
+
+def test_a_file_that_cannot_be_used_is_a_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    missing = tmp_path / "missing"
+    assert entry.guarded(missing.rmdir, name="autoseg", debug=False) == 2
+    assert capsys.readouterr().err.startswith(f"autoseg: {missing}: No such file")

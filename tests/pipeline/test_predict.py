@@ -185,6 +185,20 @@ def test_images_are_never_overwritten(write_model, tmp_path: Path) -> None:
     assert _bytes(tmp_path / "in") == before
 
 
+@pytest.mark.parametrize("name", ["a.nii.gz", "a.npz", "dataset.json", "plan.json"])
+def test_what_no_prediction_wrote_is_never_replaced(write_model, tmp_path: Path, name: str) -> None:
+    write_model(tmp_path / "model")
+    _write_images(tmp_path / "in", ("a_0000.nii.gz",))
+    labels = tmp_path / "labelsTr"
+    labels.mkdir()
+    (labels / name).write_bytes(b"a reference")
+    with pytest.raises(SettingError, match=name) as caught:
+        predict(_settings(tmp_path, outputs=str(labels)))
+    assert str(labels) in caught.value.message
+    assert "empty folder" in caught.value.hint
+    assert {path.name: path.read_bytes() for path in labels.iterdir()} == {name: b"a reference"}
+
+
 def _workspace(write_model, tmp_path: Path, scores: dict[str, float | None]) -> Workspace:
     """Model folders named in ``scores`` with one fold each and, unless None, that validation Dice."""
     workspace = Workspace(tmp_path / "work")
