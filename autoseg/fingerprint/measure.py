@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
+from autoseg.io.companions import companions
 from autoseg.io.volume import Volume
 from autoseg.ops.components import count_components
 from autoseg.ops.crop import nonzero_box
@@ -147,11 +148,14 @@ def _weighted_quantiles(sketches: Sequence[np.ndarray], fractions: Sequence[floa
 
 
 def content_hash(spec: DatasetSpec) -> str:
-    """Changes when files come, go, grow or are written again, or when channels or labels are described otherwise."""
-    files = [path for case in spec.cases for path in (*case.images, case.label) if path is not None]
+    """Changes when files come, go, grow or are written again, or when channels or labels are described otherwise.
+
+    Files that hold a part of an image (the voxels of .mhd, the spacing of a TIFF) count. Folders do not, so that a
+    dataset may be moved.
+    """
+    files = [Path(name) for case in spec.cases for name in (*case.images, case.label) if name is not None]
     entries = []
-    for name in files:
-        path = Path(name)
+    for path in (part for file in files for part in (file, *companions(file))):
         known = path.stat() if path.exists() else None
         entries.append([path.name, known.st_size if known else -1, known.st_mtime_ns if known else -1])
     description = [list(spec.channels), repr(spec.labels), entries]

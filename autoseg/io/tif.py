@@ -155,10 +155,10 @@ def _geometry(path: Path, z: int) -> Geometry:
 
 
 def _sidecar_spacing(path: Path) -> tuple[float, float, float]:
-    candidates = (_case_sidecar(path), _own_sidecar(path))
-    sidecar = next((candidate for candidate in candidates if candidate.is_file()), None)
-    if sidecar is None:
+    there = sidecars(path)
+    if not there:
         return 1.0, 1.0, 1.0
+    sidecar = there[0]
     hint = 'write it as {"spacing": [z, y, x]} with millimetres, or remove it'
     try:
         values = json.loads(sidecar.read_text(encoding="utf-8"))["spacing"]
@@ -169,6 +169,11 @@ def _sidecar_spacing(path: Path) -> tuple[float, float, float]:
         raise DatasetError(f"{sidecar} gives the impossible spacing {values}", hint=hint)
     y, x = spacing[-2:]
     return (spacing[0] if len(spacing) == 3 else max(y, x)), y, x
+
+
+def sidecars(path: Path) -> tuple[Path, ...]:
+    """The JSON files that may give the spacing of a TIFF; the first one counts."""
+    return tuple(file for file in dict.fromkeys((_case_sidecar(path), _own_sidecar(path))) if file.is_file())
 
 
 def _own_sidecar(path: Path) -> Path:

@@ -95,3 +95,30 @@ def test_the_hash_follows_the_files(tmp_path: Path) -> None:
     assert content_hash(spec("MRI")) != before
     label.write_bytes(b"22")
     assert content_hash(spec("CT")) != before
+
+
+@pytest.mark.parametrize(
+    ("ending", "header", "companion"),
+    [
+        (".mhd", "NDims = 3\nElementDataFile = x.raw\n", "x.raw"),
+        (".mhd", "NDims = 3\nElementDataFile = LIST\ny0.raw\nx.raw\n", "x.raw"),
+        (".nhdr", "NRRD0004\n# made by hand\ndata file: x.raw.gz\n", "x.raw.gz"),
+        (".nhdr", "NRRD0004\ndata file: x%02d.raw 1 3 1\n", "x02.raw"),
+        (".tif", "", "x.json"),
+        (".tif", "", "x_0000.json"),
+    ],
+)
+def test_the_hash_sees_a_companion_file_that_is_written_again(
+    tmp_path: Path, ending: str, header: str, companion: str
+) -> None:
+    image = tmp_path / f"x_0000{ending}"
+    image.write_text(header)
+    cases = (CaseFiles(id="x", images=(str(image),), label=None),)
+    dataset = DatasetSpec(name="D", channels=("CT",), labels=LABELS, file_ending=ending, cases=cases)
+    found = [content_hash(dataset)]
+    for size in (3, 4):
+        (tmp_path / companion).write_bytes(b"x" * size)
+        found.append(content_hash(dataset))
+    assert len(set(found)) == 3
+    (tmp_path / "other.raw").write_bytes(b"x")
+    assert content_hash(dataset) == found[-1]

@@ -136,3 +136,8 @@ def test_broken_file(tmp_path, text, problem):
 def test_missing_file(tmp_path):
     with pytest.raises(DatasetError, match=r"dataset\.json does not exist"):
         read_description(tmp_path)
+
+
+@pytest.mark.parametrize("value", ["--5", "-", "1-", "5.5", "\u00b2"])
+def test_text_that_is_no_integer_is_a_problem_of_its_label(tmp_path, value):
+    assert 'label "liver" must be an integer' in problems(tmp_path, labels={"background": 0, "liver": value})
