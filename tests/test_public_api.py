@@ -107,3 +107,18 @@ def test_a_record_goes_through_keywords_unchanged(kind: type) -> None:
     record = kind()
     fields = {field.name: getattr(record, field.name) for field in dataclasses.fields(record)}
     assert build_settings(kind, fields) == record
+
+
+@pytest.mark.parametrize(
+    ("stage", "fields", "sentence"),
+    [
+        ("train", {"epochs": 0}, "epochs: 0 is too small"),
+        ("train", {"lr": float("nan")}, "lr: nan is not a finite number"),
+        ("train", {"lr": 0}, "lr: 0 is too small"),
+        ("plan", {"spacing": (float("inf"), 1.0, 1.0)}, "spacing: inf is not a finite number"),
+        ("evaluate", {"references": "a", "predictions": "b", "tolerance": -0.5}, "tolerance: -0.5 is too small"),
+    ],
+)
+def test_numbers_that_make_no_sense_are_refused(stage: str, fields: dict[str, object], sentence: str) -> None:
+    with pytest.raises(SettingError, match=sentence):
+        getattr(autoseg, stage)(**fields)

@@ -6,6 +6,7 @@ from there.
 
 from __future__ import annotations
 
+import math
 import types
 import typing
 from collections.abc import Callable, Mapping
@@ -17,6 +18,10 @@ from typing import Any, TypeVar, Union
 from autoseg.errors import SettingError
 
 S = TypeVar("S")
+
+
+class _ImpossibleError(ValueError):
+    """A number of the right kind that makes no sense here; its message is for the user."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +39,8 @@ class Option:
     metavar: str | None
     choices: tuple[str, ...] | None
     parse: Callable[[str], Any] | None
+    minimum: float | None
+    above: float | None
 
     def from_text(self, text: str) -> Any:
         """One word of the command line as a value.
@@ -44,7 +51,9 @@ class Option:
         if self.parse is not None:
             return self.parse(text)
         try:
-            return self.scalar(text)
+            return self._possible(self.scalar(text))
+        except _ImpossibleError:
+            raise
         except ValueError:
             raise ValueError(f"{text!r} is not a {_WORDS[self.scalar]}") from None
 
@@ -59,9 +68,18 @@ class Option:
         if isinstance(value, str) and self.parse is not None:
             return self.parse(value)
         if not self.is_tuple:
-            return self._scalar(value)
+            return self._possible(self._scalar(value))
         entries = value if isinstance(value, tuple | list) else (value,)
-        return tuple(self._scalar(entry) for entry in entries)
+        return tuple(self._possible(self._scalar(entry)) for entry in entries)
+
+    def _possible(self, value: Any) -> Any:
+        if isinstance(value, float) and not math.isfinite(value):
+            raise _ImpossibleError(f"{value:g} is not a finite number")
+        if self.minimum is not None and value < self.minimum:
+            raise _ImpossibleError(f"{value:g} is too small; it must be at least {self.minimum:g}")
+        if self.above is not None and value <= self.above:
+            raise _ImpossibleError(f"{value:g} is too small; it must be more than {self.above:g}")
+        return value
 
     def _scalar(self, value: Any) -> Any:
         if isinstance(value, bool) is not (self.scalar is bool):
@@ -98,6 +116,8 @@ def options(kind: type) -> tuple[Option, ...]:
                 metavar=field.metadata["metavar"],
                 choices=field.metadata["choices"],
                 parse=field.metadata["parse"],
+                minimum=field.metadata["minimum"],
+                above=field.metadata["above"],
             )
         )
     return tuple(result)

@@ -35,6 +35,8 @@ class _Formatter(argparse.RawDescriptionHelpFormatter):
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
+        if "expected one argument" in message or "expected at least one argument" in message:
+            message += "; a value is missing, or begins with '-': write --flag=VALUE"
         raise SettingError(message.removeprefix("argument "), hint=f"{self.prog} -h lists all flags with examples")
 
 

@@ -16,8 +16,13 @@ def option(
     choices: tuple[str, ...] | None = None,
     parse: Callable[[str], Any] | None = None,
     many: bool = False,
+    minimum: float | None = None,
+    above: float | None = None,
 ) -> Any:
-    """A dataclass field that the command line turns into a flag (``--field-name`` unless ``flags`` says else)."""
+    """A dataclass field that the command line turns into a flag (``--field-name`` unless ``flags`` says else).
+
+    A number must be at least ``minimum`` and more than ``above``, and finite.
+    """
     return field(
         default=default,
         metadata={
@@ -27,6 +32,8 @@ def option(
             "choices": choices,
             "parse": parse,
             "many": many,
+            "minimum": minimum,
+            "above": above,
         },
     )
 
@@ -68,7 +75,8 @@ def parse_duration(text: str) -> float:
             number = ""
         else:
             raise ValueError(f"{text!r} is not a duration; write it like 30m, 2h or 1h30m")
-    if number and not _is_decimal(number):
+    # "1h30" might mean minutes or seconds.
+    if number and (seconds or not _is_decimal(number)):
         raise ValueError(f"{text!r} is not a duration; write it like 30m, 2h or 1h30m")
     seconds += float(number) if number else 0.0
     if seconds <= 0:
@@ -144,10 +152,12 @@ class PrepareSettings(CommonSettings):
     patch_size: tuple[int, ...] | None = option(
         None, "patch size in voxels, in the plan's axis order", metavar="VOXELS", parse=parse_integers
     )
-    batch_size: int | None = option(None, "batch size instead of the planned one", metavar="N")
+    batch_size: int | None = option(None, "batch size instead of the planned one", metavar="N", minimum=1)
     verify: bool = option(True, "check every file of the dataset first")
-    tolerance: float = option(0.1, "largest distance in mm between the corners of an image and its label", metavar="MM")
-    workers: int | None = option(None, _WORKERS, flags=("-w", "--workers"), metavar="N")
+    tolerance: float = option(
+        0.1, "largest distance in mm between the corners of an image and its label", metavar="MM", minimum=0
+    )
+    workers: int | None = option(None, _WORKERS, flags=("-w", "--workers"), metavar="N", minimum=0)
     clean: bool = option(False, "measure, plan and preprocess again even if nothing changed")
 
 
@@ -171,25 +181,27 @@ class TrainSettings(CommonSettings):
         metavar="FOLD",
         many=True,
     )
-    epochs: int = option(1000, "number of epochs; more on a finished model extends it", metavar="N")
-    iterations: int = option(250, "training steps per epoch", metavar="N")
-    val_iterations: int = option(50, "validation patches per epoch, in batches", metavar="N")
+    epochs: int = option(1000, "number of epochs; more on a finished model extends it", metavar="N", minimum=1)
+    iterations: int = option(250, "training steps per epoch", metavar="N", minimum=1)
+    val_iterations: int = option(50, "validation patches per epoch, in batches", metavar="N", minimum=1)
     time_budget: float | None = option(
         None,
         "time for everything this command does, such as 30m or 2h; the schedule is fitted to it",
         metavar="TIME",
         parse=parse_duration,
     )
-    lr: float = option(0.01, "initial learning rate", metavar="RATE")
-    batch_size: int | None = option(None, "batch size instead of the planned one", metavar="N")
-    seed: int = option(0, "seed of everything that is drawn", metavar="N")
+    lr: float = option(0.01, "initial learning rate", metavar="RATE", above=0)
+    batch_size: int | None = option(None, "batch size instead of the planned one", metavar="N", minimum=1)
+    seed: int = option(0, "seed of everything that is drawn", metavar="N", minimum=0)
     device: str = option("auto", _DEVICE, metavar="DEVICE")
-    folds: int = option(5, "number of folds when splits are made", metavar="K")
+    folds: int = option(5, "number of folds when splits are made", metavar="K", minimum=2)
     splits: str | None = option(
         None, "JSON with folds of your own, or with a group per case that stays on one side", metavar="FILE"
     )
     mirror: bool = option(True, "mirror patches at random; left/right label names switch that axis off")
-    workers: int | None = option(None, "worker processes that load patches", flags=("-w", "--workers"), metavar="N")
+    workers: int | None = option(
+        None, "worker processes that load patches", flags=("-w", "--workers"), metavar="N", minimum=0
+    )
     compile: bool = option(True, "compile the network on a GPU, if a short trial shows that it works")
     validate: bool = option(True, "predict and score the cases of the fold after training")
 
@@ -234,16 +246,16 @@ class EvaluateSettings(CommonSettings):
     labels: str | None = option(
         None, "dataset.json that names the labels; default: found beside the files, else plain integers", metavar="FILE"
     )
-    tolerance: float = option(2.0, "tolerance of the surface Dice in mm", metavar="MM")
-    workers: int | None = option(None, _WORKERS, flags=("-w", "--workers"), metavar="N")
+    tolerance: float = option(2.0, "tolerance of the surface Dice in mm", metavar="MM", minimum=0)
+    workers: int | None = option(None, _WORKERS, flags=("-w", "--workers"), metavar="N", minimum=0)
 
 
 @dataclass(frozen=True, kw_only=True)
 class DemoSettings(CommonSettings):
     """Generate a small labelled dataset and walk through every stage."""
 
-    cases: int = option(30, "training cases to generate", metavar="N")
-    test_cases: int = option(6, "held-out cases to generate", metavar="N")
-    seed: int = option(0, "seed of the generated data", metavar="N")
-    epochs: int = option(8, "epochs of 50 steps for each of the five folds", metavar="N")
+    cases: int = option(30, "training cases to generate", metavar="N", minimum=5)
+    test_cases: int = option(6, "held-out cases to generate", metavar="N", minimum=1)
+    seed: int = option(0, "seed of the generated data", metavar="N", minimum=0)
+    epochs: int = option(8, "epochs of 50 steps for each of the five folds", metavar="N", minimum=1)
     data_only: bool = option(False, "generate the data and stop")
