@@ -284,7 +284,7 @@ def _validation_batches(settings: TrainSettings, schedule: Schedule) -> Callable
     def count(epoch_steps: int) -> int:
         if schedule.seconds is None:
             return settings.val_iterations
-        return min(settings.val_iterations, max(4, epoch_steps // BUDGET_VALIDATION_PART))
+        return min(settings.val_iterations, max(1, epoch_steps // BUDGET_VALIDATION_PART))
 
     return count
 
