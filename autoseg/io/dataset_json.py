@@ -8,6 +8,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,9 @@ from autoseg.schema.dataset import CaseFiles, Label, Labels
 
 _BACKGROUND = "background"
 _IGNORE = "ignore"
+_KEYS = ("channel_names", "modality", "labels", "file_ending", "numTraining", "regions_class_order", "dataset")
+# Of older files, and near to a key of ours.
+_OTHER_KEYS = frozenset({"numTest", "dataset_name", "name"})
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,7 @@ def read_description(folder: Path) -> Description:
     path = folder / "dataset.json"
     data = _load(path)
     problems: list[str] = []
+    _check_keys(data, problems)
     channels = _channels(data, problems)
     labels = _labels(data, problems)
     ending = _file_ending(data, problems)
@@ -72,6 +77,15 @@ def _load(path: Path) -> _Pairs:
     if not isinstance(data, _Pairs):
         raise DatasetError(f"{path} must hold a JSON object", hint='start it with {"channel_names": ...')
     return data
+
+
+def _check_keys(data: _Pairs, problems: list[str]) -> None:
+    """Keys that occur twice, and keys that look like one of ours which is not there."""
+    problems.extend(f'"{name}" occurs twice' for name in data.twice)
+    lower = {key.lower(): key for key in _KEYS if key not in data}
+    for name in data:
+        close = [] if name in _OTHER_KEYS or name in _KEYS else get_close_matches(name.lower(), lower, n=1, cutoff=0.8)
+        problems.extend(f'"{name}" is not understood; did you mean "{lower[key]}"?' for key in close)
 
 
 def _channels(data: _Pairs, problems: list[str]) -> tuple[str, ...]:

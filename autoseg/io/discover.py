@@ -11,8 +11,11 @@ from pathlib import Path
 from autoseg.errors import DatasetError, joined
 from autoseg.io.dataset_json import Description, read_description
 from autoseg.io.images import LABEL_ENDINGS, READABLE_ENDINGS, read_shape, split_ending
+from autoseg.log import get_logger
 from autoseg.schema.dataset import CaseFiles, DatasetSpec
 from autoseg.schema.folders import Workspace
+
+_LOG = get_logger(__name__)
 
 _CHANNEL = re.compile(r"_(\d{4})$")
 
@@ -89,11 +92,12 @@ def find_cases(path: Path | str, *, num_channels: int, file_ending: str) -> tupl
     (colour, 4D), plain ``case.ending`` will do. Files with ``file_ending`` are taken; a folder that has none of
     them may hold any other single format.
 
-    A case with missing or extra channels is returned along with the others, and fails when it is read.
+    A case with missing or extra channels is returned along with the others, and fails when it is read; so are the
+    cases of one name, which ``repeated`` finds.
 
     Raises:
-        DatasetError: nothing to predict, two images of one name, or no case has the right channels; all problems
-            are listed.
+        DatasetError: nothing to predict, or no case has the right channels and a name of its own; all problems are
+            listed.
     """
     path = Path(path).expanduser().absolute()
     if path.is_dir():
@@ -104,9 +108,10 @@ def find_cases(path: Path | str, *, num_channels: int, file_ending: str) -> tupl
         raise DatasetError(f"{path} does not exist", hint="give a folder with images, or one image")
     cases = _grouped(files, num_channels=num_channels, labelled=frozenset())
     faults = [channel_problems([Path(image) for image in case.images], num_channels) for case in cases]
-    problems = [f"{name}: {fault}" for found in faults for name, fault in found] if all(faults) else []
-    problems += [f"{id_}: there are several images of this name" for id_ in repeated(case.id for case in cases)]
-    if problems:
+    twins = repeated(case.id for case in cases)
+    if all(fault or case.id in twins for case, fault in zip(cases, faults, strict=True)):
+        problems = [f"{name}: {fault}" for found in faults for name, fault in found]
+        problems += [f"{id_}: there are several images of this name" for id_ in twins]
         raise DatasetError(
             f"{path} has images that cannot be taken as they are:\n{joined(problems)}",
             hint=f"the model needs {num_channels} channel(s) per case, named case_0000{file_ending} and so on",
@@ -206,6 +211,10 @@ def _prediction_files(folder: Path, file_ending: str) -> list[Path]:
     everything = _files(folder)
     files = _with_ending(everything, file_ending)
     if files:
+        others = [path.name for path in everything if path not in files]
+        if others:
+            shown = ", ".join(others[:3]) + (", ..." if len(others) > 3 else "")
+            _LOG.warning("%d images that do not end in %s are left out: %s", len(others), file_ending, shown)
         return files
     endings = sorted({split_ending(path.name)[1].lower() for path in everything})
     if len(endings) == 1:

@@ -115,10 +115,12 @@ def to_internal(data: np.ndarray, labels: Labels) -> tuple[np.ndarray, dict[int,
 
 
 def _file_faults(case: CaseFiles, num_channels: int) -> list[Fault]:
-    faults = [
-        _fault(case, path, problem, f"the case needs {num_channels} channel(s): add or remove files")
-        for path, problem in channel_problems([Path(image) for image in case.images], num_channels)
-    ]
+    remedy = f"the case needs {num_channels} channel(s): add or remove files"
+    problems = channel_problems([Path(image) for image in case.images], num_channels)
+    if len(case.images) == 1 and any(problem.startswith("extra") for _, problem in problems):
+        # All channels are in this file: to remove it would not help.
+        remedy = "save the pictures without alpha, or name the channel in dataset.json"
+    faults = [_fault(case, path, problem, remedy) for path, problem in problems]
     if case.label is None:
         faults.append(_fault(case, "-", "missing label: dataset.json names none", "add it to dataset.json"))
     elif not Path(case.label).is_file():

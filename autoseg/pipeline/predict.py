@@ -18,6 +18,8 @@ import numpy as np
 from autoseg import records
 from autoseg.errors import (
     AutosegError,
+    DatasetError,
+    DivergenceError,
     ModelFolderError,
     PartialError,
     RecordError,
@@ -26,7 +28,7 @@ from autoseg.errors import (
     joined,
 )
 from autoseg.inference.predictor import Predictor, Segmentation
-from autoseg.io.discover import find_cases, resolve_workspace
+from autoseg.io.discover import find_cases, repeated, resolve_workspace
 from autoseg.io.images import label_ending, read_channels, read_label, split_ending, write_label
 from autoseg.io.volume import Geometry
 from autoseg.log import duration, get_logger, progress
@@ -87,7 +89,9 @@ def predict(settings: PredictSettings) -> PredictReport:
         raise SettingError("inputs and outputs are both needed", hint="give -i IN -o OUT")
     model = choose_model(settings)
     spec = records.load(DatasetSpec, model.dataset)
-    cases = find_cases(Path(settings.inputs), num_channels=len(spec.channels), file_ending=spec.file_ending)
+    found = find_cases(Path(settings.inputs), num_channels=len(spec.channels), file_ending=spec.file_ending)
+    twins = _twins(found)
+    cases = [case for case in found if case.id not in twins]
     outputs = Path(settings.outputs).expanduser().absolute()
     targets = _targets(cases, outputs)
     _refuse_foreign(outputs, targets)
@@ -102,9 +106,9 @@ def predict(settings: PredictSettings) -> PredictReport:
         memory=settings.memory,
     )
     todo = _begin(cases, targets, model, predictor, settings, outputs)
-    failed = _run(todo, targets, predictor, settings)
+    failed = {**twins, **_run(todo, targets, predictor, settings)}
     if failed:
-        _raise(failed, len(cases), outputs)
+        _raise(failed, len(cases) + len(twins), outputs)
     done = {case.id for case in todo}
     report = PredictReport(
         model=model.root,
@@ -115,6 +119,19 @@ def predict(settings: PredictSettings) -> PredictReport:
     )
     _LOG.info("%d segmentations in %s, %s", len(report.written), outputs, duration(report.seconds))
     return report
+
+
+def _twins(cases: Sequence[CaseFiles]) -> dict[str, Exception]:
+    """The names that several images have, each as the error that fails it."""
+    images = {
+        id_: [path for case in cases if case.id == id_ for path in case.images]
+        for id_ in repeated(case.id for case in cases)
+    }
+    hint = "keep one of them, or rename it"
+    return {
+        id_: DatasetError(f"several images have this name: {' and '.join(paths)}", hint=hint)
+        for id_, paths in images.items()
+    }
 
 
 def choose_model(settings: PredictSettings) -> ModelFolder:
@@ -347,7 +364,12 @@ def _sentence(error: Exception) -> str:
 
 def _raise(failed: Mapping[str, Exception], total: int, outputs: Path) -> None:
     if total == 1:
-        raise next(iter(failed.values()))
+        ((id_, error),) = failed.items()
+        if isinstance(error, ResourceError | DivergenceError):
+            # The exit status of these says more than that of a bad image.
+            raise type(error)(f"{id_}: {error.message}", hint=error.hint) from error
+        hint = error.hint if isinstance(error, AutosegError) else "check the image; --debug shows where it happened"
+        raise DatasetError(f"{id_} could not be segmented: {_sentence(error)}", hint=hint) from error
     lines = [f"{id_}: {_sentence(error)}" for id_, error in failed.items()]
     raise PartialError(
         f"{len(failed)} of {total} images could not be segmented:\n{joined(lines)}",

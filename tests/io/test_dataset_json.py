@@ -141,3 +141,12 @@ def test_missing_file(tmp_path):
 @pytest.mark.parametrize("value", ["--5", "-", "1-", "5.5", "\u00b2"])
 def test_text_that_is_no_integer_is_a_problem_of_its_label(tmp_path, value):
     assert 'label "liver" must be an integer' in problems(tmp_path, labels={"background": 0, "liver": value})
+
+
+def test_keys_that_are_twice_there_or_misspelt(tmp_path):
+    text = json.dumps({**FLAWLESS, "lables": {}}).replace('"labels": {', '"numTraining": 4, "x": {')
+    found = problems(tmp_path, text)
+    assert '"lables" is not understood; did you mean "labels"?' in found
+    assert '"numTraining" occurs twice' in found
+    others = {"name": "x", "numTest": 3, "tensorImageSize": "3D", "test": [], "training": [], "release": "1.0"}
+    assert described(tmp_path, **others).labels.names == ("liver",)

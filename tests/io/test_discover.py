@@ -1,4 +1,5 @@
 import json
+import logging
 import shutil
 from pathlib import Path
 
@@ -216,3 +217,11 @@ def test_nothing_to_predict(tmp_path):
         find_cases(tmp_path / "in", num_channels=1, file_ending=".nii.gz")
     with pytest.raises(DatasetError, match="does not exist"):
         find_cases(tmp_path / "nowhere", num_channels=1, file_ending=".nii.gz")
+
+
+def test_images_of_other_endings_are_left_out_with_a_warning(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("autoseg"), "propagate", True)
+    touch(tmp_path / "in/a.png", tmp_path / "in/b.nrrd", tmp_path / "in/c.bmp", tmp_path / "in/notes.txt")
+    assert ids(find_cases(tmp_path / "in", num_channels=1, file_ending=".png")) == ["a"]
+    (message,) = [record.getMessage() for record in caplog.records]
+    assert message == "2 images that do not end in .png are left out: b.nrrd, c.bmp"

@@ -178,6 +178,7 @@ def test_channels_inside_one_file_count(make_dataset):
     (folder / "dataset.json").write_text(json.dumps({**content, "channel_names": {"0": "only"}}))
     (fault,) = all_faults(folder)
     assert "extra channel: 2" in fault.fault
+    assert "without alpha" in fault.remedy
 
 
 def test_loaded_case_has_all_channels_and_internal_labels(make_dataset):

@@ -12,7 +12,7 @@ import pytest
 import SimpleITK as sitk  # noqa: N813
 
 from autoseg import records
-from autoseg.errors import DatasetError, ModelFolderError, PartialError, SettingError
+from autoseg.errors import DatasetError, ModelFolderError, PartialError, ResourceError, SettingError
 from autoseg.inference.predictor import Predictor
 from autoseg.io.images import read_channels, read_label, write_image
 from autoseg.io.volume import Geometry, Volume
@@ -108,6 +108,23 @@ def test_a_single_bad_image_is_its_own_error(write_model, tmp_path: Path) -> Non
     (tmp_path / "in" / "a_0000.nii.gz").write_bytes(b"")
     with pytest.raises(DatasetError, match="a_0000"):
         predict(_settings(tmp_path))
+
+
+def test_two_images_of_one_name_do_not_stop_the_others(write_model, tmp_path: Path) -> None:
+    write_model(tmp_path / "model")
+    _write_images(tmp_path / "in", ("a_0000.nii.gz", "b_0000.nii.gz", "b.nii.gz"))
+    with pytest.raises(PartialError, match="1 of 2") as caught:
+        predict(_settings(tmp_path))
+    for name in ("b_0000.nii.gz", "b.nii.gz"):
+        assert str(tmp_path / "in" / name) in caught.value.message
+    assert list(_bytes(tmp_path / "out")) == ["a.nii.gz"]
+
+
+def test_a_single_image_that_needs_too_much_memory_is_named(write_model, tmp_path: Path) -> None:
+    write_model(tmp_path / "model")
+    _write_images(tmp_path / "in", ("a_0000.nii.gz",))
+    with pytest.raises(ResourceError, match=r"^a: "):
+        predict(_settings(tmp_path, memory=1000))
 
 
 def test_continue_redoes_what_is_missing_or_broken_and_nothing_else(write_model, tmp_path: Path) -> None:
