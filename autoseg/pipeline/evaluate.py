@@ -51,12 +51,13 @@ class _Scored:
 def evaluate(settings: EvaluateSettings) -> EvaluationReport:
     """Score every prediction that has a reference, write ``summary.json`` and ``scores.csv``, log a table.
 
-    References without a prediction are in ``report.missing`` and in the log, and do not count in the means.
+    References without a prediction are in ``report.missing``, and do not count in the means.
 
     Raises:
         SettingError: no folder, or no file of one has a partner in the other.
         DatasetError: two files of one case in a folder, a bad ``dataset.json``, or no pair could be scored.
-        PartialError: some pairs could not be scored, each with the reason; the results of the others are written.
+        PartialError: some pairs could not be scored, each with the reason, or references have no prediction; the
+            results of the others are written.
     """
     references, predictions = (
         _folder(settings.references, "--references"),
@@ -76,6 +77,12 @@ def evaluate(settings: EvaluateSettings) -> EvaluationReport:
         raise PartialError(
             f"{len(report.faults)} of {len(pairs)} pairs could not be scored:\n{joined(list(report.faults))}",
             hint="correct these files and run it again; the scores of the others are written",
+        )
+    if report.missing:
+        raise PartialError(
+            f"{len(report.missing)} of {len(pairs) + len(report.missing)} references have no segmentation: "
+            f"{_some(report.missing)}",
+            hint="predict these, or remove their references; the scores of the others are written",
         )
     return report
 

@@ -86,8 +86,10 @@ def test_worker_processes_give_the_same_report(folders: tuple[Path, Path], tmp_p
 
 def test_missing_and_extra_files_are_named(folders: tuple[Path, Path], caplog: pytest.LogCaptureFixture) -> None:
     (folders[1] / "b.nii.gz").rename(folders[1] / "x.nii.gz")
-    with caplog.at_level(logging.INFO):
-        report = evaluate(settings(folders))
+    with caplog.at_level(logging.INFO), pytest.raises(PartialError, match=r"1 of 3 references .*: b") as caught:
+        evaluate(settings(folders))
+    assert "predict these" in caught.value.hint
+    report = records.load(EvaluationReport, folders[1] / "summary.json")
     assert report.missing == ("b",)
     assert [case.id for case in report.cases] == ["a", "c"]
     warnings = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
@@ -183,9 +185,9 @@ def test_a_model_folder_names_the_labels(folders: tuple[Path, Path], tmp_path: P
     validation = tmp_path / "model" / "fold_0" / "validation"
     for name in "ab":
         write(validation / f"{name}.nii.gz", label_map())
+    (folders[0] / "c.nii.gz").unlink()
     report = evaluate(settings((folders[0], validation)))
     assert [mean.label for mean in report.mean] == ["whole", "core"]
-    assert report.missing == ("c",)
     named = evaluate(settings((folders[0], validation), labels=str(tmp_path / "model" / "dataset.json")))
     assert records.to_json(named) == records.to_json(report)
 
