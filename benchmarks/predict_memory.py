@@ -86,10 +86,8 @@ def _write_model(model: ModelFolder, *, classes: int, patch: tuple[int, ...], wi
         batch_size=2,
         normalization=(Normalization(scheme="ct", mean=1000.0, std=500.0, lower=0.0, upper=2000.0),),
         resampling=Resampling(),
-        architecture=Architecture(name="unet"),
-        topology=Topology(
-            strides=(one, two, two), kernels=(three, three, three), features=(width, 2 * width, 4 * width)
-        ),
+        architecture=Architecture(name="unet", arguments={"blocks_per_stage": 1, "blocks_per_step": 1}),
+        topology=Topology(strides=(one, two), kernels=(three, three), features=(width, 2 * width)),
         batch_dice=False,
         cost=Cost(parameters=0, memory_bytes=0, flops=0),
     )

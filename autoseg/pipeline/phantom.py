@@ -27,7 +27,9 @@ LABELS = {"background": 0, "front": 1, "back": 2, "duct": 3}
 # Brightness of the tissues before bias and noise; air is 0.
 _BODY, _FRONT, _BACK, _DUCT = 0.42, 0.84, 0.62, 0.12
 # Half the width of a blurred boundary, in mm.
-_BLUR_MM = 0.9
+_BLUR_MM = 0.7
+# Decoys keep this distance from the organ, so that a reader can tell where it ends.
+_GAP_MM = 3.0
 _NOISE = 0.045
 _BIAS = 0.12
 
@@ -51,8 +53,9 @@ def make_case(seed: int, index: int) -> PhantomCase:
     distances = _organ_distances(rng, warped)
 
     brightness = _over(np.zeros(shape), _ellipsoid(warped, (0.0, 0.0, 0.0), (42.0, 38.0, 40.0)), _BODY)
-    for _ in range(6):
-        brightness = _over(brightness, _decoy(rng, warped), rng.choice([_FRONT, _BACK, _DUCT]))
+    for _ in range(8):
+        decoy = np.maximum(_decoy(rng, warped), _GAP_MM - np.minimum.reduce(distances))
+        brightness = _over(brightness, decoy, rng.choice([_FRONT, _BACK, _DUCT]))
     label = np.zeros(shape, dtype=np.uint8)
     for value, (distance, tissue) in enumerate(zip(distances, (_FRONT, _BACK, _DUCT), strict=True), start=1):
         brightness = _over(brightness, distance, tissue)
@@ -161,7 +164,7 @@ def _organ_distances(rng: np.random.Generator, points: np.ndarray) -> tuple[np.n
 def _decoy(rng: np.random.Generator, points: np.ndarray) -> np.ndarray:
     """A blob or a piece of tube away from the organ."""
     heading = rng.normal(size=3)
-    centre = heading / np.linalg.norm(heading) * rng.uniform(25.0, 33.0)
+    centre = heading / np.linalg.norm(heading) * rng.uniform(20.0, 30.0)
     radii = rng.uniform(3.5, 6.5, 3)
     if rng.random() < 0.5:
         radii[rng.integers(3)] *= 2.5
