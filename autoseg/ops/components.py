@@ -17,8 +17,22 @@ _FACES: Final = 6
 
 def label_components(mask: np.ndarray) -> tuple[np.ndarray, int]:
     """Number the components 1, 2, ...: (unsigned integers, how many there are)."""
-    labels = cc3d.connected_components(np.ascontiguousarray(mask, dtype=bool), connectivity=_FACES_EDGES_CORNERS)
+    labels = cc3d.connected_components(_thick(mask), connectivity=_FACES_EDGES_CORNERS)
+    labels = labels[_extent(mask)]
     return labels, int(labels.max(initial=0))
+
+
+def _thick(mask: np.ndarray) -> np.ndarray:
+    """The mask with a plane of background behind y and x where it is one voxel thin.
+
+    cc3d 4.1 reserves too little room for the components of some such masks and gives up.
+    """
+    room = [(0, 0), *((0, 1 if length == 1 else 0) for length in mask.shape[1:])]
+    return np.ascontiguousarray(np.pad(mask, room), dtype=bool)
+
+
+def _extent(mask: np.ndarray) -> tuple[slice, ...]:
+    return tuple(slice(length) for length in mask.shape)
 
 
 def count_components(mask: np.ndarray) -> int:
@@ -28,16 +42,13 @@ def count_components(mask: np.ndarray) -> int:
 
 def largest_component(mask: np.ndarray) -> np.ndarray:
     """The component with most voxels as a bool mask; components of the same largest size all stay."""
-    return remove_all_but_largest_component_cc3d(
-        np.ascontiguousarray(mask, dtype=bool), connectivity=_FACES_EDGES_CORNERS
-    )
+    return remove_all_but_largest_component_cc3d(_thick(mask), connectivity=_FACES_EDGES_CORNERS)[_extent(mask)]
 
 
 def remove_small(mask: np.ndarray, minimum: int) -> np.ndarray:
     """The components of at least ``minimum`` voxels as a bool mask."""
-    return remove_components_cc3d(
-        np.ascontiguousarray(mask, dtype=bool), minimum, threshold_type="min", connectivity=_FACES_EDGES_CORNERS
-    )
+    kept = remove_components_cc3d(_thick(mask), minimum, threshold_type="min", connectivity=_FACES_EDGES_CORNERS)
+    return kept[_extent(mask)]
 
 
 def fill_holes(mask: np.ndarray) -> np.ndarray:

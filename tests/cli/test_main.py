@@ -109,7 +109,9 @@ def test_python_dash_m_and_the_version() -> None:
 @pytest.mark.skipif(os.name != "posix", reason="signals to a child need POSIX")
 def test_ctrl_c_is_one_line_and_130() -> None:
     program = (
-        "import sys, time\nfrom autoseg.cli.main import guarded\n"
+        "import signal, sys, time\nfrom autoseg.cli.main import guarded\n"
+        # A job in the background inherits that Ctrl-C is ignored.
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "def work():\n    print('ready', flush=True)\n    time.sleep(60)\n"
         "sys.exit(guarded(work, name='autoseg_train', debug=False))\n"
     )

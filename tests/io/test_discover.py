@@ -223,5 +223,5 @@ def test_images_of_other_endings_are_left_out_with_a_warning(tmp_path, caplog, m
     monkeypatch.setattr(logging.getLogger("autoseg"), "propagate", True)
     touch(tmp_path / "in/a.png", tmp_path / "in/b.nrrd", tmp_path / "in/c.bmp", tmp_path / "in/notes.txt")
     assert ids(find_cases(tmp_path / "in", num_channels=1, file_ending=".png")) == ["a"]
-    (message,) = [record.getMessage() for record in caplog.records]
+    (message,) = {record.getMessage() for record in caplog.records}
     assert message == "2 images that do not end in .png are left out: b.nrrd, c.bmp"

@@ -35,6 +35,13 @@ def test_components_holes_and_sizes_agree_with_scipy(mask: np.ndarray) -> None:
     np.testing.assert_array_equal(fill_holes(mask), ndimage.binary_fill_holes(mask))
 
 
+@pytest.mark.parametrize("shape", [(1, 1, 3), (1, 3, 1), (3, 1, 1), (5, 1, 7), (1, 1, 1)])
+def test_masks_of_one_voxel_thickness_are_fine(shape: tuple[int, int, int]) -> None:
+    mask = np.indices(shape).sum(0) % 2 == 0
+    assert count_components(mask) == ndimage.label(mask, FULL)[1]
+    assert remove_small(mask, 1).shape == largest_component(mask).shape == shape
+
+
 @pytest.mark.parametrize("kind", [bool, np.uint8])
 def test_a_transposed_mask_of_any_dtype_is_fine(kind: type) -> None:
     mask = np.zeros((4, 5, 6), dtype=kind)
