@@ -8,7 +8,6 @@ does not commute with a decision made after upsampling, and regions would need a
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -56,16 +55,15 @@ class Ensemble:
         flat = windows.squeeze(2) if self.ndim == 2 else windows
         layout = torch.channels_last if self.ndim == 2 else torch.channels_last_3d
         x = flat.to(self.device).contiguous(memory_format=layout)
-        total = torch.zeros((), device=self.device)
         with torch.autocast(self.device.type, self.precision, enabled=self.precision is not None):
-            for network in self.networks:
-                total = total + mirrored_mean(_finest(network), x, self.mirror_axes, per_batch=per_batch)
-        mean = total / len(self.networks)
+            mean = self._member(0, x, per_batch)
+            for index in range(1, len(self.networks)):
+                mean = torch.lerp(mean, self._member(index, x, per_batch), 1 / (index + 1))
         return mean.unsqueeze(2) if self.ndim == 2 else mean
 
-
-def _finest(network: nn.Module) -> Callable[[Tensor], Tensor]:
-    return lambda batch: network(batch)[0]
+    def _member(self, index: int, x: Tensor, per_batch: int) -> Tensor:
+        network = self.networks[index]
+        return mirrored_mean(lambda batch: network(batch)[0], x, self.mirror_axes, per_batch=per_batch)
 
 
 def load_network(path: Path, plan: Plan, configuration: Configuration, device: torch.device) -> nn.Module:
