@@ -64,7 +64,7 @@ def test_keyword_arguments_take_what_people_write() -> None:
     made = build_settings(
         TrainSettings, {"dataset": 3, "fold": 0, "time_budget": "1h30m", "lr": 1, "workdir": Path("work")}
     )
-    assert made == TrainSettings(dataset="3", fold=("0",), time_budget=5400.0, lr=1.0, workdir="work")
+    assert made == TrainSettings(dataset=("3",), fold=("0",), time_budget=5400.0, lr=1.0, workdir="work")
     assert type(made.lr) is float
 
 

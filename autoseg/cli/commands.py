@@ -118,9 +118,9 @@ _COMMANDS = (
         settings=TrainSettings,
         target="autoseg.pipeline.train:train",
         groups={
-            "what": ("dataset", "configuration", "fold", "folds", "splits"),
+            "what": ("dataset", "configuration", "arch", "fold", "folds", "splits"),
             "how long": ("epochs", "iterations", "val_iterations", "time_budget"),
-            "recipe": ("lr", "batch_size", "seed", "mirror"),
+            "recipe": ("optimizer", "lr", "weight_decay", "warmup", "batch_size", "seed", "mirror"),
             "machine": ("device", "workers", "compile"),
             "afterwards": ("validate",),
         },
@@ -128,6 +128,8 @@ _COMMANDS = (
             ("autoseg_train", "all folds of the dataset planned last"),
             ("autoseg_train --time-budget 2h", "the same, fitted to two hours"),
             ("autoseg_train -d 3 -c 2d -f 0", "one fold of the 2D configuration"),
+            ("autoseg_train -d 3 --arch unetpp", "another architecture"),
+            ("autoseg_train -d 3 4 --arch u2net3d", "one model of two datasets"),
             ("autoseg_train -d 3 -f all --epochs 2000", "one model on every case, longer"),
             ("autoseg_train -d 3 --splits splits.json", "folds of your own"),
         ),
@@ -142,14 +144,15 @@ _COMMANDS = (
         required=("inputs", "outputs"),
         groups={
             "files": ("inputs", "outputs", "continue_", "save_probabilities"),
-            "model": ("model", "dataset", "configuration", "fold"),
-            "accuracy and speed": ("tta", "step_size", "device", "memory"),
+            "model": ("model", "dataset", "configuration", "arch", "fold"),
+            "accuracy and speed": ("tta", "prune", "step_size", "device", "memory"),
         },
         examples=(
             ("autoseg_predict -i in -o out", "with the model trained last"),
             ("autoseg_predict -i in -o out --continue", "only what is not done yet"),
             ("autoseg_predict -i scan.nii.gz -o out -m model", "one image"),
             ("autoseg_predict -i in -o out --tta", "mirror too: slower, better"),
+            ("autoseg_predict -i in -o out --prune L2", "unetpp without its deep part"),
         ),
     ),
     Command(

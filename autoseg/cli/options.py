@@ -41,6 +41,7 @@ class Option:
     parse: Callable[[str], Any] | None
     minimum: float | None
     above: float | None
+    below: float | None
 
     def from_text(self, text: str) -> Any:
         """One word of the command line as a value.
@@ -79,6 +80,8 @@ class Option:
             raise _ImpossibleError(f"{value:g} is too small; it must be at least {self.minimum:g}")
         if self.above is not None and value <= self.above:
             raise _ImpossibleError(f"{value:g} is too small; it must be more than {self.above:g}")
+        if self.below is not None and value >= self.below:
+            raise _ImpossibleError(f"{value:g} is too large; it must be less than {self.below:g}")
         return value
 
     def _scalar(self, value: Any) -> Any:
@@ -118,6 +121,7 @@ def options(kind: type) -> tuple[Option, ...]:
                 parse=field.metadata["parse"],
                 minimum=field.metadata["minimum"],
                 above=field.metadata["above"],
+                below=field.metadata["below"],
             )
         )
     return tuple(result)

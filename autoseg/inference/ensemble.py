@@ -66,8 +66,13 @@ class Ensemble:
         return mirrored_mean(lambda batch: network(batch)[0], x, self.mirror_axes, per_batch=per_batch)
 
 
-def load_network(path: Path, plan: Plan, configuration: Configuration, device: torch.device) -> nn.Module:
+def load_network(
+    path: Path, plan: Plan, configuration: Configuration, device: torch.device, *, partial: bool = False
+) -> nn.Module:
     """A fold's network with its final weights, in ``eval()`` on ``device``.
+
+    Args:
+        partial: the configuration is of a part of the trained network; weights that it does not have are left out.
 
     Raises:
         ModelFolderError: the weights cannot be read or do not fit the plan.
@@ -83,8 +88,11 @@ def load_network(path: Path, plan: Plan, configuration: Configuration, device: t
             patch_size=configuration.patch_size,
         )
     try:
+        wanted = network.state_dict().keys()
         with safe_open(str(path), framework="pt") as file:
-            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+            # A pruned network has a part of the trained one's weights; the rest is not even read.
+            names = [name for name in file.keys() if not partial or name in wanted]  # noqa: SIM118 - not a mapping
+            weights = {name: file.get_tensor(name) for name in names}
         network.load_state_dict(weights)
     except (OSError, SafetensorError) as error:
         raise ModelFolderError(f"{path} cannot be read: {error}", hint="copy the model again") from error

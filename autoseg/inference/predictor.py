@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +19,7 @@ from autoseg.io import itk
 from autoseg.io.images import non_finite, read_channels
 from autoseg.io.volume import Geometry, Volume
 from autoseg.log import get_logger
+from autoseg.nets import traits_of
 from autoseg.nets.device import choose_device, choose_precision, tune
 from autoseg.preprocessing.case import PreprocessedCase, preprocess_case
 from autoseg.preprocessing.restore import Restorer
@@ -64,6 +65,7 @@ class Predictor:
         tta: bool | None = None,
         step_size: float = 0.5,
         memory: int | None = None,
+        prune: str | None = None,
     ) -> Predictor:
         """Load the trained folds of a model folder.
 
@@ -72,22 +74,26 @@ class Predictor:
             tta: average over mirror images along the axes that training mirrored; None: on a GPU yes, on a CPU no.
             step_size: distance of windows as a fraction of the patch, at most 1.
             memory: bytes that a prediction may use; None: 70% of what is free.
+            prune: ``L1``, ``L2``, ...: only the shallower part of a UNet++, without the weights of the rest.
 
         Raises:
             ModelFolderError: no trained model, a fold is missing, or files do not fit each other.
-            SettingError: a step size outside (0, 1], or no such device.
+            SettingError: a step size outside (0, 1], no such device, or a model that cannot be pruned so.
         """
         if not 0 < step_size <= 1:
             raise SettingError(f"a step size of {step_size} is not possible", hint="use more than 0, at most 1")
         folder = ModelFolder(Path(model_folder))
         names = _chosen_folds(folder, tuple(str(name) for name in folds))
         plan = records.load(Plan, folder.plan)
-        configuration = _configuration(folder, names, plan)
+        configuration = for_inference(_configuration(folder, names, plan), prune)
+        partial = configuration.architecture != plan.configuration(configuration.name).architecture
         chosen = choose_device(device)
         tune(chosen)
         mirror = tta if tta is not None else chosen.type == "cuda"
         ensemble = Ensemble(
-            networks=tuple(load_network(folder.fold(name).weights, plan, configuration, chosen) for name in names),
+            networks=tuple(
+                load_network(folder.fold(name).weights, plan, configuration, chosen, partial=partial) for name in names
+            ),
             ndim=configuration.ndim,
             device=chosen,
             precision=choose_precision(chosen),
@@ -190,6 +196,27 @@ class Predictor:
             for planes in stitch(case.image, evaluate, sweep):
                 restorer.add(planes)
         return Segmentation(restorer.finish(), restorer.probabilities)
+
+
+def for_inference(configuration: Configuration, prune: str | None) -> Configuration:
+    """The configuration whose network leaves out what only trains, and what is pruned away.
+
+    Raises:
+        SettingError: the architecture cannot be pruned, or ``prune`` is not a level.
+    """
+    architecture = configuration.architecture
+    traits = traits_of(architecture.name)
+    arguments = {**architecture.arguments, **traits.inference_arguments}
+    if prune is not None:
+        if not traits.prunable:
+            raise SettingError(
+                f"a model of architecture {architecture.name} cannot be pruned", hint="leave out --prune; unetpp can be"
+            )
+        level = prune.upper().removeprefix("L")
+        if not level.isdecimal():
+            raise SettingError(f"{prune!r} is not a level of pruning", hint="write --prune L1, L2, L3 or L4")
+        arguments["prune"] = int(level)
+    return replace(configuration, architecture=replace(architecture, arguments=arguments))
 
 
 def _chosen_folds(folder: ModelFolder, asked: tuple[str, ...]) -> tuple[str, ...]:

@@ -9,18 +9,17 @@ from autoseg.registry import Registry
 
 if TYPE_CHECKING:
     from autoseg.losses.counts import dice_counts
-    from autoseg.losses.supervision import deep_supervision_weights, segmentation_loss
+    from autoseg.losses.supervision import segmentation_loss
 
 # A loss is a factory: (labels, *, batch_dice) -> function of one output's logits and its target.
 LOSSES = Registry("loss", {"dice_ce": "autoseg.losses.dice_ce:dice_ce_loss"}, plugins="autoseg.losses")
 
 _HOMES = {
     "dice_counts": "autoseg.losses.counts",
-    "deep_supervision_weights": "autoseg.losses.supervision",
     "segmentation_loss": "autoseg.losses.supervision",
 }
 
-__all__ = ["LOSSES", "deep_supervision_weights", "dice_counts", "segmentation_loss"]
+__all__ = ["LOSSES", "dice_counts", "segmentation_loss"]
 
 
 def __getattr__(name: str) -> Any:

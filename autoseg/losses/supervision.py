@@ -12,55 +12,41 @@ from autoseg.losses import LOSSES
 from autoseg.schema.dataset import Labels
 
 
-def deep_supervision_weights(num_outputs: int) -> tuple[float, ...]:
-    """The weight of each output, finest first: halved at every step, summing to 1.
-
-    The coarsest of three or more counts nothing, as in nnU-Net. Of one or two all count: without the coarsest a
-    network of three stages would have no deep supervision left, and one of two stages no loss.
-
-    Raises:
-        SettingError: fewer than one output.
-    """
-    if num_outputs < 1:
-        raise SettingError(f"a network needs at least one output, not {num_outputs}")
-    weights = [0.5**level for level in range(num_outputs)]
-    if num_outputs >= 3:
-        weights[-1] = 0.0
-    return tuple(weight / sum(weights) for weight in weights)
-
-
 def segmentation_loss(
-    labels: Labels, *, batch_dice: bool, num_outputs: int, name: str = "dice_ce"
+    labels: Labels, *, batch_dice: bool, weights: tuple[float, ...] = (1.0,), name: str = "dice_ce"
 ) -> Callable[[tuple[Tensor, ...], Tensor], Tensor]:
-    """The training loss of a network with ``num_outputs`` resolutions.
+    """The training loss of a network.
 
     Args:
         labels: labels with several integers make it a loss over regions; an ignore label is masked.
         batch_dice: whether Dice sums run over the batch, or each sample has its own.
+        weights: how much each output counts, finest first (``output_weights`` of the network).
         name: a name in ``LOSSES``.
 
     Returns:
         A function of the outputs, logits (b, heads, *spatial) finest first, and the target (b, 1, *spatial) of
         internal indices at the finest resolution. It gives a scalar, and never reads an output whose weight is 0.
-        A single output is taken as the finest of a network in evaluation mode and counts in full.
+        A single output is taken as the finest of a network in evaluation mode and counts in full. A scalar after the
+        logits is a loss term of the network's own and is added.
 
     Raises:
         SettingError: there is no loss of that name, or (when called) the number of outputs is another one.
     """
     single = LOSSES.get(name)(labels, batch_dice=batch_dice)
-    weights = deep_supervision_weights(num_outputs)
 
     def loss(outputs: tuple[Tensor, ...], target: Tensor) -> Tensor:
         if len(outputs) == 1:
             return single(outputs[0], target)
-        if len(outputs) != num_outputs:
-            raise SettingError(f"the loss was made for {num_outputs} outputs, the network gave {len(outputs)}")
+        own = outputs[-1] if outputs[-1].ndim == 0 else None
+        logits_only = outputs if own is None else outputs[:-1]
+        if len(logits_only) != len(weights):
+            raise SettingError(f"the loss was made for {len(weights)} outputs, the network gave {len(logits_only)}")
         terms = [
             weight * single(logits, downsample_nearest(target, tuple(logits.shape[2:])))
-            for weight, logits in zip(weights, outputs, strict=True)
+            for weight, logits in zip(weights, logits_only, strict=True)
             if weight > 0
         ]
-        return torch.stack(terms).sum()
+        return torch.stack(terms if own is None else [*terms, own]).sum()
 
     return loss
 

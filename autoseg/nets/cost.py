@@ -6,11 +6,12 @@ the last reference to it goes; so saved activations, gradients, temporaries and 
 architecture needs a table. Against the counter of the CPU allocator the traced peak is exact (see the tests).
 
 Formulas remain for what an operation does not hand out:
-    momentum     one float32 copy of the parameters, alive all the time (SGD)
+    optimizer    float32 copies of the parameters, alive all the time: one for SGD with momentum, two for Adam
     workspace    the largest output of a convolution once more: oneDNN and cuDNN work in a memory layout of their own.
                  With it, and 130 MB for oneDNN's compiled kernels, four plain U-Nets of 0.6 to 4.5 GB came within
                  3% of the resident memory that their process took
-    update       weights, gradients, momentum and one temporary copy: the peak of networks much larger than a patch
+    update       weights, gradients, the optimizer's copies and one temporary copy: the peak of networks much larger
+                 than a patch
 What a process takes apart from its network (CUDA context, fragments, code) is the planner's reserve, not a cost.
 """
 
@@ -25,17 +26,29 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.flop_counter import flop_registry
 
 from autoseg.errors import SettingError
-from autoseg.nets import build_network
+from autoseg.nets import build_network, traits_of
 from autoseg.schema.fingerprint import Shape
 from autoseg.schema.plan import Architecture, Cost, Topology
 
 PRECISIONS = ("float32", "mixed")
+# Fused attention of the CPU, for which torch's table has no entry.
+_ATTENTION_FLOPS = {
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: flop_registry[
+        torch.ops.aten._scaled_dot_product_flash_attention
+    ],
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: flop_registry[
+        torch.ops.aten._scaled_dot_product_flash_attention_backward
+    ],
+}
+# Copies of the parameters that an optimizer keeps.
+_STATES = {"sgd": 1, "adam": 2, "adamw": 2}
 
 
 def training_cost(
@@ -48,11 +61,13 @@ def training_cost(
     in_channels: int,
     num_heads: int,
     precision: str = "float32",
+    with_workspace: bool = True,
 ) -> Cost:
     """Trace one training step; about 0.3 s, remembered for the same arguments.
 
     Args:
         precision: ``float32``, or ``mixed`` for autocast with 16-bit activations and float32 weights.
+        with_workspace: count what libraries take beside torch's allocator.
 
     Returns:
         Trainable parameters, bytes alive at the peak, and floating-point operations (a multiply-add is two).
@@ -64,7 +79,16 @@ def training_cost(
         raise SettingError(f"there is no precision {precision!r}", hint=f"choose one of: {', '.join(PRECISIONS)}")
     arguments = json.dumps(architecture.arguments, sort_keys=True)
     return _cost(
-        architecture.name, arguments, topology, ndim, patch_size, batch_size, in_channels, num_heads, precision
+        architecture.name,
+        arguments,
+        topology,
+        ndim,
+        patch_size,
+        batch_size,
+        in_channels,
+        num_heads,
+        precision,
+        with_workspace,
     )
 
 
@@ -79,6 +103,7 @@ def _cost(
     in_channels: int,
     num_heads: int,
     precision: str,
+    with_workspace: bool,
 ) -> Cost:
     architecture = Architecture(name=name, arguments=json.loads(arguments))
     with torch.device("meta"):
@@ -96,7 +121,9 @@ def _cost(
     parameters = sum(parameter.numel() for parameter in trained)
     weights = sum(parameter.numel() * parameter.element_size() for parameter in trained)
     trace = _trace(network, images, target, precision)
-    memory = max(trace.peak + trace.workspace + weights, 4 * weights)
+    states = _STATES[traits_of(name).recipe.optimizer]
+    workspace = trace.workspace if with_workspace else 0
+    memory = max(trace.peak + workspace + states * weights, (3 + states) * weights)
     return Cost(parameters=parameters, memory_bytes=memory, flops=trace.flops)
 
 
@@ -104,10 +131,10 @@ def _trace(network: nn.Module, images: Tensor, target: Tensor, precision: str) -
     live = _LiveBytes()
     for tensor in (images, target, *network.parameters(), *network.buffers()):
         live.count(tensor)
-    with torch.device("meta"), live:
+    with torch.device("meta"), live, _FusedAttention():
         with _Autocast() if precision == "mixed" else nullcontext():
             # Nothing may hold the outputs during backward: training does not either.
-            loss = _typical_loss(network(images), target)
+            loss = _typical_loss(network(images), target, network.output_weights)
         loss.backward()
     return live
 
@@ -145,10 +172,25 @@ class _LiveBytes(TorchDispatchMode):
                 self.count(tensor)
         if func is torch.ops.aten.convolution.default:
             self.workspace = max(self.workspace, result.untyped_storage().nbytes())
-        formula = flop_registry.get(func._overloadpacket)  # type: ignore[attr-defined]
+        packet = func._overloadpacket  # type: ignore[attr-defined]
+        formula = _ATTENTION_FLOPS.get(packet) or flop_registry.get(packet)
         if formula is not None:
             self.flops += int(formula(*args, **kwargs, out_val=result))
         return result
+
+
+class _FusedAttention(TorchFunctionMode):
+    """Attention without its map of tokens by tokens, as real devices compute it; meta tensors take the long way."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        mask = kwargs.get("attn_mask")
+        # A mask that is learned needs the gradient of the whole map, on every device.
+        if func is F.scaled_dot_product_attention and not (mask is not None and mask.requires_grad):
+            return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(*args, **kwargs)[0]
+        return func(*args, **kwargs)
 
 
 class _Autocast(TorchFunctionMode):
@@ -161,7 +203,7 @@ class _Autocast(TorchFunctionMode):
     half = frozenset(
         {
             *(f"{kind}{ndim}d" for kind in ("conv", "conv_transpose") for ndim in (1, 2, 3)),
-            *("linear", "matmul", "mm", "bmm", "addmm", "addbmm", "baddbmm", "einsum", "__matmul__"),
+            *("linear", "prelu", "matmul", "mm", "bmm", "addmm", "addbmm", "baddbmm", "einsum", "__matmul__"),
             *("scaled_dot_product_attention", "multi_head_attention_forward"),
         }
     )
@@ -201,11 +243,13 @@ class _SoftmaxLoss(torch.autograd.Function):
         return torch.empty_like(probabilities).mul_(upstream).to(ctx.dtype), None
 
 
-def _typical_loss(outputs: tuple[Tensor, ...], target: Tensor) -> Tensor:
-    """The loss of every output; the coarsest of three or more has no weight, as in deep supervision."""
-    counted = outputs[:-1] if len(outputs) > 2 else outputs
-    total = torch.zeros(())
-    for logits in counted:
+def _typical_loss(outputs: tuple[Tensor, ...], target: Tensor, weights: tuple[float, ...]) -> Tensor:
+    """The loss of every output that counts, and the network's own."""
+    own = outputs[len(weights) :]
+    total = torch.stack(own).sum() if own else torch.zeros(())
+    for logits, weight in zip(outputs, weights, strict=False):
+        if weight == 0:
+            continue
         coarse = target.new_empty((len(target), 1, *logits.shape[2:]))
         total = total + _SoftmaxLoss.apply(logits, coarse)
     return total

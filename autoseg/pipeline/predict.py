@@ -104,6 +104,7 @@ def predict(settings: PredictSettings) -> PredictReport:
         tta=settings.tta,
         step_size=settings.step_size,
         memory=settings.memory,
+        prune=settings.prune,
     )
     todo = _begin(cases, targets, model, predictor, settings, outputs)
     failed = {**twins, **_run(todo, targets, predictor, settings)}
@@ -147,9 +148,12 @@ def choose_model(settings: PredictSettings) -> ModelFolder:
     root = workspace.results / dataset
     trained = [folder for folder in map(ModelFolder, sorted(root.glob("*"))) if folder.finished_folds()]
     fitting = [folder for folder in trained if settings.configuration in {None, _configuration_of(folder)}]
+    fitting = [folder for folder in fitting if settings.arch in {None, _architecture_of(folder)}]
     if not fitting:
-        wanted = f" of configuration {settings.configuration}" if settings.configuration else ""
-        names = ", ".join(_configuration_of(folder) for folder in trained)
+        asked = {"configuration": settings.configuration, "architecture": settings.arch}
+        wanted = " and ".join(f"{what} {name}" for what, name in asked.items() if name)
+        wanted = f" of {wanted}" if wanted else ""
+        names = ", ".join(f"{_configuration_of(folder)} with {_architecture_of(folder)}" for folder in trained)
         raise ModelFolderError(
             f"there is no trained model{wanted} in {root}",
             hint=f"trained are: {names}" if names else "run autoseg_train first, or name a model folder with --model",
@@ -177,6 +181,10 @@ def _named_model(root: Path, configuration: str | None) -> ModelFolder:
 
 def _configuration_of(folder: ModelFolder) -> str:
     return str(records.load(RunReport, folder.run).settings.get("configuration"))
+
+
+def _architecture_of(folder: ModelFolder) -> str:
+    return records.load(Plan, folder.plan).configuration(_configuration_of(folder)).architecture.label
 
 
 def _validation_dice(folder: ModelFolder) -> float:
@@ -266,6 +274,7 @@ def _describe(model: ModelFolder, predictor: Predictor) -> PredictionRun:
         weights={name: _digest(model.fold(name).weights) for name in predictor.folds},
         mirror_axes=predictor.ensemble.mirror_axes,
         step_size=predictor.step_size,
+        prune=predictor.configuration.architecture.arguments.get("prune"),
         versions=versions(),
     )
 

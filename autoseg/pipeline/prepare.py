@@ -21,6 +21,7 @@ from autoseg.io.discover import find_dataset, read_dataset, resolve_workspace
 from autoseg.io.store import CaseStore
 from autoseg.io.verify import Fault, check_spec, fault_table
 from autoseg.log import get_logger, progress, size
+from autoseg.nets import traits_of
 from autoseg.nets.cost import training_cost
 from autoseg.nets.device import choose_device, choose_precision
 from autoseg.parallel import map_cases
@@ -145,7 +146,7 @@ def plan(settings: PrepareSettings) -> Plan:
     folder = workspace.prepared(spec.name)
     device = planned_device(settings)
     memory = memory_budget(settings.device, settings.memory)
-    cost = _cost_function(settings)
+    cost = cost_function(device)
     # Free RAM changes from minute to minute; only a budget that the user states is a reason to plan again.
     origin = PlanOrigin(
         plan_hash="",
@@ -163,7 +164,15 @@ def plan(settings: PrepareSettings) -> Plan:
     if kept is not None:
         made = kept
     else:
-        made = make_plan(spec, measured, settings=settings, device=device, memory_bytes=memory, cost=cost)
+        made = make_plan(
+            spec,
+            measured,
+            settings=settings,
+            device=device,
+            memory_bytes=memory,
+            cost=cost,
+            traits_of=traits_of,
+        )
         text = records.to_json(made)
         records.write_text(folder.plan, text)
         records.save(folder.plan_origin, _with_hash(origin, text))
@@ -180,8 +189,9 @@ def planned_device(settings: PrepareSettings) -> str:
     return choose_device(settings.device).type
 
 
-def _cost_function(settings: PrepareSettings) -> CostFunction:
-    mixed = planned_device(settings) == "cuda" or choose_precision(choose_device("cpu")) is not None
+def cost_function(device: str) -> CostFunction:
+    """What a training step costs on a planned device, in the precision that would be used there."""
+    mixed = device == "cuda" or choose_precision(choose_device("cpu")) is not None
     return partial(training_cost, precision="mixed" if mixed else "float32")
 
 
@@ -231,6 +241,11 @@ def _refuse_contradictions(
         )
 
 
+def plan_identity(made: Plan) -> str:
+    """Changes when anything in a plan changes."""
+    return _hash(records.to_json(made))
+
+
 def _same(known: PlanOrigin, wanted: PlanOrigin) -> bool:
     def plain(origin: PlanOrigin) -> str:
         return records.to_json(_with_hash(origin, ""))
@@ -270,7 +285,16 @@ def load_plan(folder: PreparedFolder, settings: PrepareSettings) -> Plan:
         raise DatasetError(
             f"{folder.root.name} has no plan yet", hint=f"run autoseg_plan_and_preprocess -d {folder.root.name} first"
         )
-    return check_plan(records.load(Plan, folder.plan), cost=_cost_function(settings))
+    return check_plan(records.load(Plan, folder.plan), cost=cost_function(planned_device(settings)))
+
+
+def store_of(folder: PreparedFolder, made: Plan, configuration: Configuration) -> CaseStore:
+    """Where the cases of a configuration lie; plans for other architectures share them unless their spacing differs."""
+    name = configuration.name
+    main = records.load(Plan, folder.plan) if folder.plan.exists() else made
+    if name in main.names and main.configuration(name).spacing == configuration.spacing:
+        return CaseStore(folder.store(name))
+    return CaseStore(folder.store(f"{name}_{configuration.architecture.label.replace(':', '-')}"))
 
 
 def preprocess_configuration(
@@ -278,7 +302,7 @@ def preprocess_configuration(
 ) -> CaseStore:
     """Bring the store of one configuration up to date and return it."""
     measured = records.load(Fingerprint, folder.fingerprint)
-    store = CaseStore(folder.store(configuration.name))
+    store = store_of(folder, made, configuration)
     store.begin(_store_hash(measured, made, configuration))
     usable = {case.id for case in measured.cases}
     missing = [case for case in spec.cases if case.id in usable and not store.is_complete(case.id)]

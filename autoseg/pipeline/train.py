@@ -12,23 +12,27 @@ from autoseg.errors import DatasetError, PartialError, SettingError, joined
 from autoseg.io.discover import resolve_workspace
 from autoseg.io.store import CaseStore
 from autoseg.log import duration, get_logger, table
+from autoseg.nets import traits_of
 from autoseg.nets.cost import training_cost
 from autoseg.nets.device import choose_device, choose_precision
+from autoseg.pipeline.alternative import plan_for
 from autoseg.pipeline.budget import TimeBudget, open_budget
 from autoseg.pipeline.context import choose_dataset, machine, typed_command, versions
-from autoseg.pipeline.prepare import load_plan, preprocess_configuration
+from autoseg.pipeline.prepare import preprocess_configuration, store_of
 from autoseg.pipeline.validate import estimate_validation, validate_fold
 from autoseg.planning import make_splits, mirror_axes, read_splits
 from autoseg.report import progress_png, write_report
+from autoseg.schema.architecture import Recipe
 from autoseg.schema.dataset import DatasetSpec
 from autoseg.schema.fingerprint import Fingerprint
 from autoseg.schema.folders import ModelFolder, PreparedFolder, Workspace
 from autoseg.schema.plan import Configuration, Plan
 from autoseg.schema.report import EvaluationReport, FoldRun, RunReport
-from autoseg.schema.settings import PrepareSettings, TrainSettings
+from autoseg.schema.settings import TrainSettings
 from autoseg.schema.splits import Fold, Splits
 from autoseg.training.distributed import joined_world, read_world, world_device
 from autoseg.training.fold import FoldTask, train_fold
+from autoseg.training.recipe import chosen_recipe
 from autoseg.training.state import TrainState, history_rows
 from autoseg.training.step import Kitchen
 from autoseg.training.stop import stop_requests
@@ -47,6 +51,7 @@ class Training:
     plan: Plan
     configuration: Configuration
     splits: Splits
+    recipe: Recipe
     mirror_axes: tuple[int, ...]
     store: CaseStore
     model: ModelFolder
@@ -95,17 +100,19 @@ def train(settings: TrainSettings) -> ModelFolder:
 def set_up(settings: TrainSettings) -> Training:
     """Read plan, splits and store; preprocess what is missing."""
     workspace = resolve_workspace(settings.workdir)
-    name = choose_dataset(settings.dataset, workspace)
+    name = choose_dataset(settings.dataset[0] if settings.dataset else None, workspace)
     folder = workspace.prepared(name)
+    if not folder.plan.exists():
+        raise DatasetError(f"{name} has no plan yet", hint=f"run autoseg_plan_and_preprocess -d {name} first")
     spec = records.load(DatasetSpec, folder.dataset)
-    plan = load_plan(folder, PrepareSettings(workdir=settings.workdir, device=settings.device))
+    plan = plan_for(folder, settings.arch, device=settings.device)
     configuration = _configuration(plan, settings)
     if plan.device == "cpu" and choose_device(settings.device).type == "cuda":
         _LOG.warning("this plan was made for a CPU: a narrow network; autoseg_plan -d %s makes one for the GPU", name)
     if read_world().is_first:
         store = preprocess_configuration(spec, plan, configuration, folder)
     else:
-        store = CaseStore(folder.store(configuration.name))
+        store = store_of(folder, plan, configuration)
     splits = _splits(settings, folder, workspace)
     axes, reason = mirror_axes(plan, configuration) if settings.mirror else ((), "mirroring is switched off")
     if reason:
@@ -116,9 +123,10 @@ def set_up(settings: TrainSettings) -> Training:
         plan=plan,
         configuration=configuration,
         splits=splits,
+        recipe=chosen_recipe(traits_of(configuration.architecture.name).recipe, settings),
         mirror_axes=axes,
         store=store,
-        model=workspace.model(name, configuration.name, configuration.architecture.name),
+        model=workspace.model(name, configuration.name, configuration.architecture.label),
     )
     _check_folds(training)
     return training
@@ -205,6 +213,7 @@ def _write_model_facts(training: Training) -> None:
         configuration=training.configuration.name,
         mirror_axes=list(training.mirror_axes),
         batch_size=training.configuration.batch_size,
+        recipe=asdict(training.recipe),
     )
     report = RunReport(command=typed_command("autoseg.train"), settings=chosen, versions=versions(), machine=machine())
     records.save(model.run, report)
@@ -266,6 +275,7 @@ def _task(training: Training, name: str) -> FoldTask:
         plan=training.plan,
         configuration=training.configuration,
         settings=training.settings,
+        recipe=training.recipe,
         name=name,
         cases=cases,
         mirror_axes=training.mirror_axes,

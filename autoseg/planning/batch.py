@@ -29,15 +29,13 @@ def cpu_batch(patch: Shape) -> int:
 def largest_batch(memory: Callable[[int], int], budget: int, limit: int) -> int:
     """The largest batch up to ``limit`` that fits; two where two do not fit either (the caller checks).
 
-    Memory is nearly linear in the batch: a secant finds the place, single steps settle it.
+    Memory grows linearly with the batch: two values say where the budget ends, and a third one checks it.
     """
-    if limit <= MINIMUM or memory(limit) <= budget:
-        return max(MINIMUM, limit)
+    if limit <= MINIMUM:
+        return MINIMUM
     known = memory(MINIMUM)
-    slope = (memory(limit) - known) / (limit - MINIMUM)
-    batch = max(MINIMUM, min(limit - 1, MINIMUM + int((budget - known) / slope)))
+    slope = max(1.0, (memory(2 * MINIMUM) - known) / MINIMUM)
+    batch = min(limit, max(MINIMUM, MINIMUM + int((budget - known) / slope)))
     while batch > MINIMUM and memory(batch) > budget:
         batch -= 1
-    while batch + 1 < limit and memory(batch + 1) <= budget:
-        batch += 1
     return batch

@@ -69,7 +69,7 @@ def _choose_patch(
 ) -> tuple[Candidate, list[str]]:
     if situation.patch_size is not None and len(situation.patch_size) == len(spacing):
         return _users_patch(situation, spacing), [f"patch {_times(situation.patch_size)}: given by the user"]
-    options = candidates(spacing, median, situation.rule, base_width=situation.base_width)
+    options = candidates(spacing, median, situation.traits, base_width=situation.base_width)
     whole = options[0]
     small = [option for option in options if option.voxels <= CPU_PATCH_VOXELS] if situation.on_cpu else options
     limited = small or options[-1:]
@@ -108,11 +108,14 @@ def _users_patch(situation: Situation, spacing: Sequence[float]) -> Candidate:
     patch = situation.patch_size or ()
     if min(patch) < 1:
         raise SettingError(f"a patch of {_times(patch)} is not possible", hint="give --patch-size in voxels")
-    topology, padded = plan_topology(spacing, patch, situation.rule, base_width=situation.base_width)
-    if topology.num_stages < 2:
+    topology, padded = plan_topology(spacing, patch, situation.traits, base_width=situation.base_width)
+    least = situation.traits.min_stages
+    if topology.num_stages < least:
+        times = "even once" if least == 2 else f"{least - 1} times, as {situation.architecture.name} needs it"
+        edge = situation.traits.minimum_edge * 2 ** (least - 1)
         raise SettingError(
-            f"a patch of {_times(patch)} is too small to be halved even once",
-            hint=f"give at least two axes of {2 * situation.rule.minimum_edge} voxels or more",
+            f"a patch of {_times(patch)} is too small to be halved {times}",
+            hint=f"give at least two axes of {edge} voxels or more",
         )
     if padded != patch:
         raise SettingError(
@@ -157,9 +160,9 @@ def _explain_network(situation: Situation, chosen: Candidate) -> list[str]:
     uneven = len({tuple(stride) for stride in topology.strides[1:]}) > 1
     exception = "; coarse or short axes are halved less often" if uneven else ""
     lines = [f"{topology.num_stages} stages: axes are halved until {_times(edges)} voxels are left{exception}"]
-    if situation.on_cpu and situation.rule.base_width_cpu < situation.rule.base_width:
+    if situation.on_cpu and situation.base_width < situation.traits.base_width:
         lines.append(
-            f"width {situation.base_width} instead of {situation.rule.base_width}: on a CPU more samples in the same "
+            f"width {situation.base_width} instead of {situation.traits.base_width}: on a CPU more samples in the same "
             "time are worth more than width"
         )
     return lines

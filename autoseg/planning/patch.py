@@ -6,8 +6,8 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from autoseg.planning.rules import ArchitectureRule
 from autoseg.planning.topology import plan_topology
+from autoseg.schema.architecture import Traits
 from autoseg.schema.fingerprint import Shape
 from autoseg.schema.plan import Topology
 
@@ -34,28 +34,28 @@ def initial_patch(spacing: Sequence[float], median: Sequence[float]) -> Shape:
 
 
 def candidates(
-    spacing: Sequence[float], median: Sequence[float], rule: ArchitectureRule, *, base_width: int
+    spacing: Sequence[float], median: Sequence[float], traits: Traits, *, base_width: int
 ) -> list[Candidate]:
-    """Patches in descending order, each with its topology of at least two stages.
+    """Patches in descending order, each with its topology of at least ``traits.min_stages`` stages.
 
     Each is one step smaller on the axis that covers most of the median image, so that patches approach the
     proportions of the images. The step is the divisor of the smaller patch: 256 can become 224, whose divisor is 32.
     """
-    topology, patch = plan_topology(spacing, initial_patch(spacing, median), rule, base_width=base_width)
-    if topology.num_stages < 2:
-        topology, patch = plan_topology(spacing, _smallest(spacing, patch, rule), rule, base_width=base_width)
+    topology, patch = plan_topology(spacing, initial_patch(spacing, median), traits, base_width=base_width)
+    if topology.num_stages < traits.min_stages:
+        topology, patch = plan_topology(spacing, _smallest(spacing, patch, traits), traits, base_width=base_width)
     found = [Candidate(patch, topology)]
     while True:
         axis = max(range(len(patch)), key=lambda i: (patch[i] / median[i], i))
         reduced = _less(patch, axis, topology.divisor[axis])
         if reduced is None:
             return found
-        trial, _ = plan_topology(spacing, reduced, rule, base_width=base_width)
+        trial, _ = plan_topology(spacing, reduced, traits, base_width=base_width)
         reduced = _less(patch, axis, trial.divisor[axis])
         if reduced is None:
             return found
-        topology, smaller = plan_topology(spacing, reduced, rule, base_width=base_width)
-        if topology.num_stages < 2 or smaller == patch:
+        topology, smaller = plan_topology(spacing, reduced, traits, base_width=base_width)
+        if topology.num_stages < traits.min_stages or smaller == patch:
             return found
         patch = smaller
         found.append(Candidate(patch, topology))
@@ -66,12 +66,12 @@ def _less(patch: Shape, axis: int, step: int) -> Shape | None:
     return (*patch[:axis], length, *patch[axis + 1 :]) if length >= 1 else None
 
 
-def _smallest(spacing: Sequence[float], patch: Shape, rule: ArchitectureRule) -> Shape:
-    """The patch, grown where axes are fine until they can be halved once; images smaller than it are padded."""
-    edge = 2 * rule.minimum_edge
+def _smallest(spacing: Sequence[float], patch: Shape, traits: Traits) -> Shape:
+    """The patch, grown where axes are fine until they can be halved often enough; smaller images are padded."""
+    halvings = traits.min_stages - 1
     finest = min(spacing)
     fine = [step / finest < 2 for step in spacing]
-    wanted = edge if sum(fine) > 1 else 3 * rule.minimum_edge
+    wanted = traits.minimum_edge * 2**halvings if sum(fine) > 1 else 3 * traits.minimum_edge * 2 ** (halvings - 1)
     return tuple(max(length, wanted) if grow else length for length, grow in zip(patch, fine, strict=True))
 
 

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from autoseg.errors import SettingError
 from autoseg.log import size
 from autoseg.planning.budget import usable_memory
+from autoseg.planning.choice import choose_architecture
 from autoseg.planning.configuration import plan_configuration
 from autoseg.planning.lowres import plan_cascade, plan_lowres
 from autoseg.planning.mirroring import mirror_axes
 from autoseg.planning.normalization import choose_normalization
 from autoseg.planning.situation import CostFunction, Situation
 from autoseg.planning.spacing import axis_order, median_shape, target_spacing, transposed
+from autoseg.schema.architecture import Traits
 from autoseg.schema.dataset import DatasetSpec
 from autoseg.schema.fingerprint import Fingerprint, Shape, Spacing
-from autoseg.schema.plan import Architecture, Configuration, Plan
+from autoseg.schema.plan import Configuration, Plan
 from autoseg.schema.settings import PrepareSettings
 
 
@@ -39,6 +41,7 @@ def make_plan(
     device: str,
     memory_bytes: int,
     cost: CostFunction,
+    traits_of: Callable[[str], Traits],
 ) -> Plan:
     """Decide spacing, patch, batch and network for every configuration worth training.
 
@@ -47,6 +50,7 @@ def make_plan(
         device: ``cpu`` or the kind of another device.
         memory_bytes: what the device has, or what the user gives; a reserve is taken off (``budget.py``).
         cost: what a training step of a candidate costs.
+        traits_of: what the network of a name says about itself.
 
     Returns:
         ``2d`` always; ``3d_fullres`` for images with more than one slice; ``3d_lowres`` and ``3d_cascade_fullres``
@@ -59,8 +63,17 @@ def make_plan(
         raise SettingError(f"{spec.name} has no case to plan for", hint="add labelled images to imagesTr and labelsTr")
     grid = _grid(fingerprint, settings)
     normalization, norm_why = choose_normalization(spec.channels, fingerprint)
+    chosen = choose_architecture(
+        settings.arch,
+        traits_of=traits_of,
+        device=device,
+        memory_bytes=memory_bytes,
+    )
+    memory_bytes = min(memory_bytes, chosen.preset.memory_bytes or memory_bytes)
     situation = Situation(
-        architecture=Architecture(name=settings.arch),
+        architecture=chosen.architecture,
+        traits=chosen.traits,
+        preset=chosen.preset,
         cost=cost,
         device=device,
         usable=usable_memory(device, memory_bytes),
@@ -82,6 +95,7 @@ def make_plan(
         labels=spec.labels,
         configurations=tuple(configurations),
         why=(
+            chosen.why,
             *grid.why,
             *norm_why,
             *cascade_why,
@@ -132,17 +146,14 @@ def _configurations(
     situation: Situation, grid: _Grid, *, num_foreground: int
 ) -> tuple[list[Configuration], tuple[str, ...]]:
     voxels = math.prod(grid.median) * situation.num_cases
-    flat = plan_configuration(
-        "2d",
-        situation,
-        spacing=grid.spacing[1:],
-        median=grid.median[1:],
-        dataset_voxels=voxels,
-        batch_dice=True,
-        why=("Dice loss over the whole batch: a single slice often lacks a class",),
-    )
+    name, ndims = situation.architecture.name, situation.traits.ndims
+    if 2 not in ndims and grid.median[0] <= 1:
+        raise SettingError(f"{name} needs images with more than one slice", hint="plan another architecture")
+    flat = [_flat(situation, grid, voxels)] if 2 in ndims else []
     if grid.median[0] <= 1:
-        return [flat], ("only 2d: the images have one slice",)
+        return flat, ("only 2d: the images have one slice",)
+    if 3 not in ndims:
+        return flat, (f"only 2d: {name} has no meaning in 3D",)
     fullres = plan_configuration(
         "3d_fullres",
         situation,
@@ -153,7 +164,7 @@ def _configurations(
     )
     lowres, why = plan_lowres(situation, fullres, grid.median)
     if lowres is None:
-        return [flat, fullres], (why,)
+        return [*flat, fullres], (why,)
     fullres = replace(
         fullres,
         batch_dice=True,
@@ -163,5 +174,17 @@ def _configurations(
         cascade = plan_cascade(situation, fullres, lowres, num_foreground, voxels)
     except SettingError as error:
         # One more channel per label may not fit, but that is no reason to train nothing.
-        return [flat, fullres, lowres], (why, f"no 3d_cascade_fullres: {error.message}")
-    return [flat, fullres, lowres, cascade], (why,)
+        return [*flat, fullres, lowres], (why, f"no 3d_cascade_fullres: {error.message}")
+    return [*flat, fullres, lowres, cascade], (why,)
+
+
+def _flat(situation: Situation, grid: _Grid, dataset_voxels: float) -> Configuration:
+    return plan_configuration(
+        "2d",
+        situation,
+        spacing=grid.spacing[1:],
+        median=grid.median[1:],
+        dataset_voxels=dataset_voxels,
+        batch_dice=True,
+        why=("Dice loss over the whole batch: a single slice often lacks a class",),
+    )

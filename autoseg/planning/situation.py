@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
-from autoseg.planning.rules import ArchitectureRule, rule_for
+from autoseg.schema.architecture import Preset, Traits
 from autoseg.schema.fingerprint import Shape
 from autoseg.schema.plan import Architecture, Cost, Normalization, Topology
 
@@ -31,6 +31,8 @@ class Situation:
     """``usable`` are the bytes that a training step may take; ``patch_size`` and ``batch_size`` are the user's."""
 
     architecture: Architecture
+    traits: Traits
+    preset: Preset
     cost: CostFunction
     device: str
     usable: int
@@ -42,16 +44,14 @@ class Situation:
     batch_size: int | None
 
     @property
-    def rule(self) -> ArchitectureRule:
-        return rule_for(self.architecture.name)
-
-    @property
     def on_cpu(self) -> bool:
         return self.device.startswith("cpu")
 
     @property
     def base_width(self) -> int:
-        return self.rule.base_width_cpu if self.on_cpu else self.rule.base_width
+        if self.preset.base_width is not None:
+            return self.preset.base_width
+        return self.traits.base_width_cpu if self.on_cpu else self.traits.base_width
 
     def step_cost(self, topology: Topology, patch: Shape, batch: int) -> Cost:
         return self.cost(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from autoseg.planning.rules import ArchitectureRule
+from autoseg.schema.architecture import Traits
 from autoseg.schema.fingerprint import Shape
 from autoseg.schema.plan import Topology
 
@@ -14,7 +14,7 @@ SIMILAR = 2.0
 
 
 def plan_topology(
-    spacing: Sequence[float], patch: Sequence[int], rule: ArchitectureRule, *, base_width: int
+    spacing: Sequence[float], patch: Sequence[int], traits: Traits, *, base_width: int
 ) -> tuple[Topology, Shape]:
     """The stages for a patch, and the patch padded up to a multiple of their strides.
 
@@ -26,7 +26,7 @@ def plan_topology(
     kernel = [1] * len(patch)
     strides: list[Shape] = [(1,) * len(patch)]
     kernels: list[Shape] = []
-    while halved := _axes_to_halve(current, size, rule.minimum_edge):
+    while len(strides) != traits.max_stages and (halved := _axes_to_halve(current, size, traits.minimum_edge)):
         finest = min(current)
         kernel = [3 if current[axis] / finest < SIMILAR else kernel[axis] for axis in axes]
         kernels.append(tuple(kernel))
@@ -35,7 +35,7 @@ def plan_topology(
             current[axis] *= 2
             size[axis] = math.ceil(size[axis] / 2)
     kernels.append((3,) * len(patch))
-    maximum = rule.max_width[len(patch)]
+    maximum = traits.max_width[len(patch)]
     features = tuple(min(base_width * 2**stage, maximum) for stage in range(len(strides)))
     topology = Topology(strides=tuple(strides), kernels=tuple(kernels), features=features)
     padded = tuple(math.ceil(length / step) * step for length, step in zip(patch, topology.divisor, strict=True))

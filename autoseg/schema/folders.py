@@ -33,7 +33,8 @@ class Workspace:
         return PreparedFolder(self.preprocessed / dataset)
 
     def model(self, dataset: str, configuration: str, architecture: str) -> ModelFolder:
-        return ModelFolder(self.results / dataset / f"{architecture}_{configuration}")
+        """``architecture`` is NAME or NAME:PRESET; a colon is no character for a folder."""
+        return ModelFolder(self.results / dataset / f"{architecture.replace(':', '-')}_{configuration}")
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,10 @@ class PreparedFolder:
     def plan_origin(self) -> Path:
         """What the plan was made from, to notice when it is out of date or edited by hand."""
         return self.root / "plan_origin.json"
+
+    def alternative(self, architecture: str) -> Path:
+        """The plan for another architecture than that of ``plan``, from the same settings."""
+        return self.root / "plans" / f"{architecture.replace(':', '-')}.json"
 
     @property
     def splits(self) -> Path:

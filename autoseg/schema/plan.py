@@ -41,10 +41,16 @@ class Resampling:
 
 @dataclass(frozen=True, kw_only=True)
 class Architecture:
-    """A registered network and arguments of its own (JSON values)."""
+    """A registered network, arguments of its own (JSON values), and the preset that they came from."""
 
     name: str
     arguments: dict[str, Any] = field(default_factory=dict)
+    preset: str = ""
+
+    @property
+    def label(self) -> str:
+        """``NAME`` or ``NAME:PRESET``, as the user writes it."""
+        return f"{self.name}:{self.preset}" if self.preset else self.name
 
 
 @dataclass(frozen=True, kw_only=True)

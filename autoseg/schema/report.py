@@ -123,8 +123,10 @@ class PredictionRun:
     mirror_axes: tuple[int, ...]
     step_size: float
     versions: dict[str, str] = field(default_factory=dict)
+    prune: int | None = None
 
     @property
     def making(self) -> tuple[object, ...]:
         """Equal for two runs that give the same segmentation of an image, up to rounding."""
-        return self.configuration, tuple(sorted(self.weights.items())), self.mirror_axes, self.step_size
+        weights = tuple(sorted(self.weights.items()))
+        return self.configuration, weights, self.mirror_axes, self.step_size, self.prune

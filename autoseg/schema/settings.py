@@ -18,10 +18,11 @@ def option(
     many: bool = False,
     minimum: float | None = None,
     above: float | None = None,
+    below: float | None = None,
 ) -> Any:
     """A dataclass field that the command line turns into a flag (``--field-name`` unless ``flags`` says else).
 
-    A number must be at least ``minimum`` and more than ``above``, and finite.
+    A number must be at least ``minimum``, more than ``above``, less than ``below``, and finite.
     """
     return field(
         default=default,
@@ -34,6 +35,7 @@ def option(
             "many": many,
             "minimum": minimum,
             "above": above,
+            "below": below,
         },
     )
 
@@ -138,7 +140,11 @@ class PrepareSettings(CommonSettings):
         metavar="NAME",
         many=True,
     )
-    arch: str = option("unet", "network architecture", metavar="NAME")
+    arch: str = option(
+        "auto",
+        "architecture, NAME or NAME:PRESET; autoseg_architectures lists them; auto chooses and says why",
+        metavar="NAME",
+    )
     memory: int | None = option(
         None,
         "memory for training, such as 8GB; default: the GPU's, else the free RAM",
@@ -165,14 +171,21 @@ class PrepareSettings(CommonSettings):
 class TrainSettings(CommonSettings):
     """Train folds and validate them. The defaults are the peer-reviewed recipe of nnU-Net."""
 
-    dataset: str | None = option(
-        None, "dataset; default: the one planned last", flags=("-d", "--dataset"), metavar="DATASET"
+    dataset: tuple[str, ...] = option(
+        (),
+        "dataset; several train one model for all of them (--arch u2net3d); default: the one planned last",
+        flags=("-d", "--dataset"),
+        metavar="DATASET",
+        many=True,
     )
     configuration: str | None = option(
         None,
         "configuration; default: 3d_fullres, or 2d for pictures",
         flags=("-c", "--configuration"),
         metavar="NAME",
+    )
+    arch: str | None = option(
+        None, "architecture, NAME or NAME:PRESET, planned alike; default: that of the plan", metavar="NAME"
     )
     fold: tuple[str, ...] = option(
         (),
@@ -190,7 +203,20 @@ class TrainSettings(CommonSettings):
         metavar="TIME",
         parse=parse_duration,
     )
-    lr: float = option(0.01, "initial learning rate", metavar="RATE", above=0)
+    optimizer: str | None = option(
+        None, "optimizer; default: the architecture's", metavar="NAME", choices=("sgd", "adam", "adamw")
+    )
+    lr: float | None = option(
+        None, "highest learning rate; default: the architecture's, 0.01 for the U-Net", metavar="RATE", above=0
+    )
+    weight_decay: float | None = option(None, "weight decay; default: the architecture's", metavar="RATE", minimum=0)
+    warmup: float | None = option(
+        None,
+        "share of training in which the learning rate rises; default: the architecture's",
+        metavar="SHARE",
+        minimum=0,
+        below=1,
+    )
     batch_size: int | None = option(None, "batch size instead of the planned one", metavar="N", minimum=1)
     seed: int = option(0, "seed of everything that is drawn", metavar="N", minimum=0)
     device: str = option("auto", _DEVICE, metavar="DEVICE")
@@ -221,10 +247,14 @@ class PredictSettings(CommonSettings):
     configuration: str | None = option(
         None, "configuration; default: the best one that is trained", flags=("-c", "--configuration"), metavar="NAME"
     )
+    arch: str | None = option(None, "architecture of the model; default: the best one that is trained", metavar="NAME")
     fold: tuple[str, ...] = option(
         (), "folds of the ensemble; default: all that are trained", flags=("-f", "--fold"), metavar="FOLD", many=True
     )
     tta: bool | None = option(None, "mirroring test-time augmentation; default: on a GPU yes, on a CPU no")
+    prune: str | None = option(
+        None, "L1, L2, ...: use only the shallower part of a unetpp model, which is faster", metavar="LEVEL"
+    )
     step_size: float = option(0.5, "distance of windows as a fraction of the patch", metavar="FRACTION")
     continue_: bool = option(False, "skip images whose segmentation is complete", flags=("--continue",))
     save_probabilities: bool = option(False, "also write class probabilities as .npz (float16)")

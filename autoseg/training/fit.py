@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 
 from autoseg.errors import DivergenceError
-from autoseg.training.data import Sample
+from autoseg.schema.architecture import Recipe
 from autoseg.training.distributed import World, agree
 from autoseg.training.optim import set_learning_rate
-from autoseg.training.schedule import Schedule, poly
+from autoseg.training.schedule import Schedule, learning_rate
 from autoseg.training.state import EpochRecord, TrainState
-from autoseg.training.step import Kitchen, Loss, make_batch, train_step
 
 Hook = Callable[[TrainState], None]
+# Reads a batch, updates the network once and returns the loss, detached and still on the device.
+TakeStep = Callable[[TrainState], torch.Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,49 +34,41 @@ Validate = Callable[[TrainState], OnlineScores]
 
 def fit(
     state: TrainState,
-    train: Iterator[Sequence[Sample]],
+    take_step: TakeStep,
     *,
-    loss: Loss,
     validate: Validate,
     schedule: Schedule,
-    initial_lr: float,
-    kitchen: Kitchen,
+    recipe: Recipe,
+    device: torch.device,
     world: World,
     hooks: Sequence[Hook] = (),
     stop: Callable[[], bool] = lambda: False,
     clock: Callable[[], float] = time.monotonic,
 ) -> bool:
-    """Train until the schedule is finished (True) or ``stop()`` asks for an end (False); hooks run after each epoch.
+    """Take steps until the schedule is finished (True) or ``stop()`` asks for an end (False); hooks follow epochs.
 
     Raises:
         DivergenceError: the mean loss of an epoch is not finite.
     """
     mark = clock()
     while not schedule.finished(state.step, state.elapsed):
-        if agree(float(stop()), world, kitchen.device):
+        if agree(float(stop()), world, device):
             return False
-        rate = poly(initial_lr, schedule.progress(state.step, state.elapsed))
+        rate = learning_rate(recipe, schedule.progress(state.step, state.elapsed))
         set_learning_rate(state.optimizer, rate)
-        seed_step(kitchen, state.step)
-        image, target = make_batch(next(train), kitchen, step=state.step)
-        value = train_step(state, image, target, loss=loss, kitchen=kitchen)
+        value = take_step(state)
         state.epoch_loss = value if state.epoch_loss is None else state.epoch_loss + value
         state.step += 1
         state.epoch_steps += 1
-        mark = _take_time(state, mark, clock, schedule, world, kitchen)
+        mark = _take_time(state, mark, clock, schedule, world, device)
         over = schedule.epoch_over(state.epoch_steps, state.epoch_seconds)
         if over or schedule.finished(state.step, state.elapsed):
             scores = validate(state)
-            mark = _take_time(state, mark, clock, schedule, world, kitchen)
+            mark = _take_time(state, mark, clock, schedule, world, device)
             finish_epoch(state, scores, learning_rate=rate)
             for hook in hooks:
                 hook(state)
     return True
-
-
-def seed_step(kitchen: Kitchen, step: int) -> None:
-    """Fix torch's own generator for a step, for networks that draw (dropout): resuming repeats it exactly."""
-    torch.manual_seed(int(kitchen.stream.generator(step, 2**31).integers(2**62)))
 
 
 def _take_time(
@@ -84,15 +77,15 @@ def _take_time(
     clock: Callable[[], float],
     schedule: Schedule,
     world: World,
-    kitchen: Kitchen,
+    device: torch.device,
 ) -> float:
     now = clock()
     state.elapsed += now - mark
     state.epoch_seconds += now - mark
     if schedule.seconds is not None:
         # Clocks differ between processes; one of them decides when the time is over.
-        state.elapsed = agree(state.elapsed, world, kitchen.device)
-        state.epoch_seconds = agree(state.epoch_seconds, world, kitchen.device)
+        state.elapsed = agree(state.elapsed, world, device)
+        state.epoch_seconds = agree(state.epoch_seconds, world, device)
     return now
 
 

@@ -17,13 +17,14 @@ from autoseg.log import duration, get_logger
 from autoseg.losses import segmentation_loss
 from autoseg.nets import build_network
 from autoseg.nets.device import choose_device, choose_precision, tune
+from autoseg.schema.architecture import Recipe
 from autoseg.schema.folders import FoldFolder
 from autoseg.schema.plan import Configuration, Plan
 from autoseg.schema.report import FoldRun
 from autoseg.schema.settings import TrainSettings
 from autoseg.schema.splits import Fold
 from autoseg.training import hooks
-from autoseg.training.checkpoint import load_checkpoint, save_checkpoint, save_weights
+from autoseg.training.checkpoint import bare, load_checkpoint, save_checkpoint, save_weights
 from autoseg.training.compiled import try_compile
 from autoseg.training.data import PatchSource, batches
 from autoseg.training.distributed import World, agree, joined_world, local_share, read_world, world_device, wrap
@@ -33,7 +34,7 @@ from autoseg.training.optim import make_optimizer
 from autoseg.training.sampling import TRAIN, VALIDATION, Stream
 from autoseg.training.schedule import Schedule
 from autoseg.training.state import TrainState
-from autoseg.training.step import Kitchen
+from autoseg.training.step import Kitchen, stepper
 
 _LOG = get_logger(__name__)
 
@@ -55,6 +56,7 @@ class FoldTask:
     plan: Plan
     configuration: Configuration
     settings: TrainSettings
+    recipe: Recipe
     name: str
     cases: Fold
     mirror_axes: tuple[int, ...]
@@ -71,7 +73,7 @@ class FoldTask:
             records.to_json(self.plan.labels),
             records.to_json(self.cases),
             str(self.settings.seed),
-            str(self.settings.lr),
+            records.to_json(self.recipe),
             str(self.mirror_axes),
         ]
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
@@ -206,7 +208,7 @@ def make_state(task: FoldTask, kitchen: Kitchen) -> TrainState:
     network.train()
     # float16 gradients underflow without scaling; bfloat16 has float32's range.
     scaler = torch.amp.GradScaler(kitchen.device.type) if kitchen.precision is torch.float16 else None
-    return TrainState(network=network, optimizer=make_optimizer(network, lr=task.settings.lr), scaler=scaler)
+    return TrainState(network=network, optimizer=make_optimizer(network.parameters(), task.recipe), scaler=scaler)
 
 
 def make_schedule(settings: TrainSettings, seconds: float | None) -> Schedule:
@@ -236,11 +238,12 @@ def _run(
     labels = task.plan.labels
     train = patch_source(task, kitchen, world)
     validation = replace(train, ids=task.cases.val, policy=None, stream=replace(kitchen.stream, kind=VALIDATION))
-    loss = segmentation_loss(labels, batch_dice=task.configuration.batch_dice, num_outputs=_outputs(task))
+    batch_dice = task.configuration.batch_dice
+    loss = segmentation_loss(labels, batch_dice=batch_dice, weights=output_weights(state.network))
     validate = make_validation(
         validation,
         labels=labels,
-        loss=segmentation_loss(labels, batch_dice=task.configuration.batch_dice, num_outputs=1),
+        loss=segmentation_loss(labels, batch_dice=batch_dice),
         kitchen=kitchen,
         world=world,
         count=_validation_batches(task.settings, schedule),
@@ -248,12 +251,11 @@ def _run(
     with batches(train, first_step=state.step, workers=_loaders(task.settings, kitchen.device)) as stream:
         return fit(
             state,
-            stream,
-            loss=loss,
+            stepper(stream, loss=loss, kitchen=kitchen, clip_norm=task.recipe.clip_norm),
             validate=validate,
             schedule=schedule,
-            initial_lr=task.settings.lr,
-            kitchen=kitchen,
+            recipe=task.recipe,
+            device=kitchen.device,
             world=world,
             hooks=_hooks(task, kitchen, schedule, draw_progress) if world.is_first else (),
             stop=stop,
@@ -275,9 +277,10 @@ def patch_source(task: FoldTask, kitchen: Kitchen, world: World) -> PatchSource:
     )
 
 
-def _outputs(task: FoldTask) -> int:
-    """Outputs of deep supervision: one per decoder stage."""
-    return max(1, task.configuration.topology.num_stages - 1)
+def output_weights(network: torch.nn.Module) -> tuple[float, ...]:
+    """How much each training output counts, under whatever wraps the network."""
+    weights: tuple[float, ...] = bare(network).output_weights  # type: ignore[assignment]
+    return weights
 
 
 def _validation_batches(settings: TrainSettings, schedule: Schedule) -> Callable[[int], int]:

@@ -1,17 +1,37 @@
-"""The optimizer of the recipe: SGD with Nesterov momentum."""
+"""The optimizer of a recipe."""
 
 from __future__ import annotations
+
+from collections.abc import Iterable
 
 import torch
 from torch import nn
 
-from autoseg.training.recipe import MOMENTUM, WEIGHT_DECAY
+from autoseg.schema.architecture import Recipe
+
+# The second beta of Adam: its paper's value, which every recipe here keeps.
+SECOND_BETA = 0.999
 
 
-def make_optimizer(network: nn.Module, *, lr: float) -> torch.optim.Optimizer:
-    """SGD over all trainable parameters; ``foreach`` updates them in few kernels."""
-    parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
-    return torch.optim.SGD(parameters, lr=lr, momentum=MOMENTUM, nesterov=True, weight_decay=WEIGHT_DECAY, foreach=True)
+def make_optimizer(parameters: Iterable[nn.Parameter], recipe: Recipe) -> torch.optim.Optimizer:
+    """SGD with Nesterov momentum, Adam or AdamW over the trainable ones; ``foreach`` updates them in few kernels.
+
+    Weight decay of AdamW spares vectors (biases, norms) and position tables are matrices like any other.
+    """
+    trained = [parameter for parameter in parameters if parameter.requires_grad]
+    decay, lr = recipe.weight_decay, recipe.lr
+    if recipe.optimizer == "sgd":
+        return torch.optim.SGD(
+            trained, lr=lr, momentum=recipe.momentum, nesterov=recipe.momentum > 0, weight_decay=decay, foreach=True
+        )
+    betas = (recipe.momentum, SECOND_BETA)
+    if recipe.optimizer == "adam":
+        return torch.optim.Adam(trained, lr=lr, betas=betas, weight_decay=decay, foreach=True)
+    groups = [
+        {"params": [parameter for parameter in trained if parameter.ndim > 1], "weight_decay": decay},
+        {"params": [parameter for parameter in trained if parameter.ndim <= 1], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW([group for group in groups if group["params"]], lr=lr, betas=betas, foreach=True)
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:

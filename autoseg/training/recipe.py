@@ -1,5 +1,8 @@
 """The training recipe, whole, in one place: nnU-Net's (Isensee et al. 2021; facts of version 2.8.1), mended.
 
+An architecture may declare another optimizer, learning rate, schedule and clipping (``traits.recipe`` of its class,
+from its paper), and flags of ``autoseg_train`` override either. What the plain U-Net declares:
+
 ================  ====================================================================================================
 length            1000 epochs of 250 steps, 50 validation batches each (``TrainSettings``), or a time budget
 optimizer         SGD, Nesterov momentum 0.99, weight decay 3e-5 on every parameter, gradients clipped to norm 12
@@ -20,8 +23,27 @@ far borders); two outputs share the weight 2/3, 1/3 (there the second is switche
 
 from __future__ import annotations
 
-MOMENTUM = 0.99
-WEIGHT_DECAY = 3e-5
-CLIP_NORM = 12.0
+from dataclasses import replace
+
+from autoseg.schema.architecture import Recipe
+from autoseg.schema.settings import TrainSettings
+
 POLY_EXPONENT = 0.9
 FOREGROUND_FRACTION = 0.33
+
+
+def chosen_recipe(declared: Recipe, settings: TrainSettings) -> Recipe:
+    """The architecture's recipe with what the user's flags change.
+
+    Another optimizer brings its own learning rate and momentum, because those of SGD make no sense for Adam.
+    """
+    recipe = declared
+    if settings.optimizer is not None and settings.optimizer != declared.optimizer:
+        usual = Recipe() if settings.optimizer == "sgd" else Recipe(lr=3e-4, momentum=0.9)
+        recipe = replace(recipe, optimizer=settings.optimizer, lr=usual.lr, momentum=usual.momentum)
+    return replace(
+        recipe,
+        lr=recipe.lr if settings.lr is None else settings.lr,
+        weight_decay=recipe.weight_decay if settings.weight_decay is None else settings.weight_decay,
+        warmup=recipe.warmup if settings.warmup is None else settings.warmup,
+    )

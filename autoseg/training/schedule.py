@@ -6,9 +6,11 @@ time budget; either way the last step is taken at a learning rate near 0, so tha
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from autoseg.errors import SettingError
+from autoseg.schema.architecture import SCHEDULES, Recipe
 from autoseg.training.recipe import POLY_EXPONENT
 
 # With a time budget an epoch is a report, not a unit of the schedule: this many fit a person's patience.
@@ -46,6 +48,21 @@ class Schedule:
         if self.steps is not None:
             return (self.steps - step) * seconds_per_step
         return max(0.0, (self.seconds or 0.0) - elapsed)
+
+
+def learning_rate(recipe: Recipe, progress: float) -> float:
+    """The rate at a progress from 0 to 1: a linear rise over the warm-up, then the recipe's decay over the rest."""
+    if progress < recipe.warmup:
+        # The first step must not be lost to a rate of exactly 0.
+        return recipe.lr * max(progress / recipe.warmup, 1e-3)
+    rest = (progress - recipe.warmup) / (1.0 - recipe.warmup)
+    if recipe.schedule == "poly":
+        return poly(recipe.lr, rest)
+    if recipe.schedule == "cosine":
+        return 0.5 * recipe.lr * (1.0 + math.cos(math.pi * rest))
+    if recipe.schedule == "constant":
+        return recipe.lr
+    raise SettingError(f"there is no schedule {recipe.schedule!r}", hint=f"choose one of: {', '.join(SCHEDULES)}")
 
 
 def poly(initial: float, progress: float) -> float:

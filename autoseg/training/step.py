@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,7 +12,6 @@ from torch import nn
 
 from autoseg.augment import Policy, apply_intensity, apply_spatial
 from autoseg.training.data import Sample
-from autoseg.training.recipe import CLIP_NORM
 from autoseg.training.sampling import Stream
 from autoseg.training.state import TrainState
 
@@ -63,8 +62,26 @@ def _intensity_generators(kitchen: Kitchen, step: int, count: int) -> list[np.ra
     return [stream.generator(step, kitchen.first_sample + index) for index in range(count)]
 
 
+def stepper(
+    stream: Iterator[Sequence[Sample]], *, loss: Loss, kitchen: Kitchen, clip_norm: float
+) -> Callable[[TrainState], torch.Tensor]:
+    """Reading, augmenting and one update as a single function of the state."""
+
+    def take_step(state: TrainState) -> torch.Tensor:
+        seed_step(kitchen, state.step)
+        image, target = make_batch(next(stream), kitchen, step=state.step)
+        return train_step(state, image, target, loss=loss, kitchen=kitchen, clip_norm=clip_norm)
+
+    return take_step
+
+
+def seed_step(kitchen: Kitchen, step: int) -> None:
+    """Fix torch's own generator for a step, for networks that draw (dropout): resuming repeats it exactly."""
+    torch.manual_seed(int(kitchen.stream.generator(step, 2**31).integers(2**62)))
+
+
 def train_step(
-    state: TrainState, image: torch.Tensor, target: torch.Tensor, *, loss: Loss, kitchen: Kitchen
+    state: TrainState, image: torch.Tensor, target: torch.Tensor, *, loss: Loss, kitchen: Kitchen, clip_norm: float
 ) -> torch.Tensor:
     """Forward, loss, backward, clipped update. Returns the loss, detached and still on the device."""
     state.optimizer.zero_grad(set_to_none=True)
@@ -72,12 +89,12 @@ def train_step(
     parameters = [parameter for group in state.optimizer.param_groups for parameter in group["params"]]
     if state.scaler is None:
         value.backward()
-        nn.utils.clip_grad_norm_(parameters, CLIP_NORM)
+        nn.utils.clip_grad_norm_(parameters, clip_norm)
         state.optimizer.step()
     else:
         state.scaler.scale(value).backward()
         state.scaler.unscale_(state.optimizer)
-        nn.utils.clip_grad_norm_(parameters, CLIP_NORM)
+        nn.utils.clip_grad_norm_(parameters, clip_norm)
         state.scaler.step(state.optimizer)
         state.scaler.update()
     return value.detach()

@@ -30,7 +30,7 @@ def test_nothing_typed_gives_the_defaults_of_the_record() -> None:
 def test_every_kind_of_flag() -> None:
     line = "autoseg_train -d 3 -f 0 3 --epochs 50 --lr 1e-3 --no-mirror --no-compile --time-budget 1h30m -w 0 --quiet"
     assert parsed(line) == TrainSettings(
-        dataset="3",
+        dataset=("3",),
         fold=("0", "3"),
         epochs=50,
         lr=0.001,
@@ -141,5 +141,5 @@ def test_every_example_of_the_help_parses(line: str) -> None:
 def test_help_shows_defaults_from_the_record() -> None:
     text = make_parser(COMMANDS["train"], prog="autoseg_train").format_help()
     assert f"(default: {TrainSettings().epochs})" in text
-    assert f"(default: {TrainSettings().lr})" in text
+    assert f"(default: {TrainSettings().folds})" in text
     assert "drawn (default: 0)" in text

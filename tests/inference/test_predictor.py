@@ -52,7 +52,9 @@ def _nearest_band(values: np.ndarray) -> np.ndarray:
 
 
 def _load(folder: ModelFolder, **arguments: object) -> Predictor:
-    return Predictor.load(folder.root, device="cpu", **arguments)
+    loaded = Predictor.load(folder.root, device="cpu", **arguments)
+    # The truth is computed in float32; a processor that is faster in bfloat16 would round differently.
+    return replace(loaded, ensemble=replace(loaded.ensemble, precision=None))
 
 
 def _plan(folder: ModelFolder) -> Plan:

@@ -62,7 +62,7 @@ def test_a_gpu_gives_what_the_cpu_gives(labels: Labels) -> None:
     rng = np.random.default_rng(3)
     logits = torch.from_numpy(rng.normal(size=(2, labels.num_heads, 20, 24, 16)).astype(np.float32))
     target = torch.from_numpy(rng.integers(0, len(labels.leaves) + 1, (2, 1, 20, 24, 16)).astype(np.int16))
-    loss = segmentation_loss(labels, batch_dice=False, num_outputs=1)
+    loss = segmentation_loss(labels, batch_dice=False)
     results = []
     for device in ("cpu", "cuda"):
         given = logits.to(device, copy=True).requires_grad_()

@@ -8,26 +8,27 @@ import torch
 import torch.nn.functional as F
 
 from autoseg.errors import SettingError
-from autoseg.losses import deep_supervision_weights, segmentation_loss
+from autoseg.losses import segmentation_loss
 from autoseg.losses.supervision import downsample_nearest
+from autoseg.nets.outputs import halving_weights
 from autoseg.schema.dataset import Label, Labels
 
 LABELS = Labels(foreground=(Label(name="a", values=(1,)), Label(name="b", values=(2,))))
 
 
 def test_weights_of_five_outputs_are_the_published_ones() -> None:
-    assert deep_supervision_weights(5) == pytest.approx((8 / 15, 4 / 15, 2 / 15, 1 / 15, 0))
+    assert halving_weights(5) == pytest.approx((8 / 15, 4 / 15, 2 / 15, 1 / 15, 0))
 
 
 def test_weights_of_small_networks_count_every_output() -> None:
-    assert deep_supervision_weights(1) == (1.0,)
-    assert deep_supervision_weights(2) == pytest.approx((2 / 3, 1 / 3))
-    assert deep_supervision_weights(3) == pytest.approx((2 / 3, 1 / 3, 0))
+    assert halving_weights(1) == (1.0,)
+    assert halving_weights(2) == pytest.approx((2 / 3, 1 / 3))
+    assert halving_weights(3) == pytest.approx((2 / 3, 1 / 3, 0))
 
 
 def test_no_outputs_is_an_error() -> None:
     with pytest.raises(SettingError, match="at least one output"):
-        deep_supervision_weights(0)
+        halving_weights(0)
 
 
 @pytest.mark.parametrize(
@@ -47,17 +48,17 @@ def outputs_and_target() -> tuple[list[torch.Tensor], torch.Tensor]:
 
 def test_the_loss_is_the_weighted_sum_over_resolutions() -> None:
     outputs, target = outputs_and_target()
-    single = segmentation_loss(LABELS, batch_dice=False, num_outputs=1)
+    single = segmentation_loss(LABELS, batch_dice=False, weights=(1.0,))
     half = F.interpolate(target.float(), (4, 4, 4), mode="nearest-exact").long()
     expected = 2 / 3 * single((outputs[0],), target) + 1 / 3 * single((outputs[1],), half)
-    value = segmentation_loss(LABELS, batch_dice=False, num_outputs=3)(tuple(outputs), target)
+    value = segmentation_loss(LABELS, batch_dice=False, weights=halving_weights(3))(tuple(outputs), target)
     torch.testing.assert_close(value, expected)
 
 
 def test_an_output_without_weight_is_never_used() -> None:
     outputs, target = outputs_and_target()
     spoiled = torch.full_like(outputs[2], float("nan")).requires_grad_()
-    value = segmentation_loss(LABELS, batch_dice=True, num_outputs=3)((*outputs[:2], spoiled), target)
+    value = segmentation_loss(LABELS, batch_dice=True, weights=halving_weights(3))((*outputs[:2], spoiled), target)
     value.backward()
     assert torch.isfinite(value)
     assert spoiled.grad is None
@@ -66,14 +67,16 @@ def test_an_output_without_weight_is_never_used() -> None:
 
 def test_one_output_of_an_evaluating_network_counts_in_full() -> None:
     outputs, target = outputs_and_target()
-    values = [segmentation_loss(LABELS, batch_dice=False, num_outputs=n)((outputs[0],), target) for n in (1, 3)]
+    values = [
+        segmentation_loss(LABELS, batch_dice=False, weights=halving_weights(n))((outputs[0],), target) for n in (1, 3)
+    ]
     torch.testing.assert_close(values[0], values[1])
 
 
 def test_another_number_of_outputs_is_an_error() -> None:
     outputs, target = outputs_and_target()
     with pytest.raises(SettingError, match="made for 4 outputs, the network gave 3"):
-        segmentation_loss(LABELS, batch_dice=False, num_outputs=4)(tuple(outputs), target)
+        segmentation_loss(LABELS, batch_dice=False, weights=halving_weights(4))(tuple(outputs), target)
 
 
 def test_importing_the_packages_does_not_import_torch() -> None:

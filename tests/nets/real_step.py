@@ -12,9 +12,10 @@ import psutil
 import torch
 
 from autoseg.losses import segmentation_loss
-from autoseg.nets import build_network
+from autoseg.nets import build_network, traits_of
 from autoseg.schema.dataset import Label, Labels
 from autoseg.schema.plan import Architecture, Topology
+from autoseg.training.optim import make_optimizer
 
 UNET = Architecture(name="unet")
 
@@ -32,28 +33,45 @@ def labels(heads):
 
 
 class Step:
-    """Forward, autoseg's own loss, backward, SGD with momentum; on the CPU in float32."""
+    """Forward, autoseg's own loss, backward, the architecture's optimizer; on the CPU in float32."""
 
-    def __init__(self, plan, patch, batch, *, channels=1, heads=3):
+    def __init__(self, plan, patch, batch, *, channels=1, heads=3, architecture=UNET):
         torch.manual_seed(0)
         self.network = build_network(
-            UNET, plan, ndim=len(patch), in_channels=channels, num_heads=heads, patch_size=patch
+            architecture, plan, ndim=len(patch), in_channels=channels, num_heads=heads, patch_size=patch
         ).train()
-        self.optimizer = torch.optim.SGD(self.network.parameters(), lr=1e-3, momentum=0.99, nesterov=True)
-        self.loss = segmentation_loss(labels(heads), batch_dice=True, num_outputs=plan.num_stages - 1)
+        self.recipe = traits_of(architecture.name).recipe
+        self.optimizer = make_optimizer(self.network.parameters(), self.recipe)
+        self.loss = segmentation_loss(labels(heads), batch_dice=True, weights=self.network.output_weights)
         self.images = torch.randn(batch, channels, *patch)
         self.target = torch.randint(0, heads, (batch, 1, *patch))
 
     @property
     def before(self):
-        """Bytes that exist before a step: weights, momentum, images and target."""
+        """Bytes that exist before a step: weights, the optimizer's copies, buffers, images and target."""
         weights = sum(parameter.nbytes for parameter in self.network.parameters())
-        return 2 * weights + self.images.nbytes + self.target.nbytes
+        buffers = sum(buffer.nbytes for buffer in self.network.buffers())
+        copies = 1 if self.recipe.optimizer == "sgd" else 2
+        return (1 + copies) * weights + buffers + self.images.nbytes + self.target.nbytes
 
     def __call__(self):
         self.optimizer.zero_grad(set_to_none=True)
         self.loss(self.network(self.images), self.target).backward()
         self.optimizer.step()
+
+
+def allocated(step):
+    """Peak bytes that the CPU allocator has handed out during a step, and what existed before."""
+    step()
+    step.optimizer.zero_grad(set_to_none=True)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        step()
+    live = peak = 0
+    for event in sorted(profile.profiler.kineto_results.events(), key=lambda event: event.start_ns()):
+        if event.name() == "[memory]":
+            live += event.nbytes()
+            peak = max(peak, live)
+    return step.before + peak
 
 
 def resident(make_step):

@@ -1,8 +1,10 @@
 import pytest
 import torch
+from torch.nn import functional as F
 
 from autoseg.errors import SettingError
 from autoseg.nets import NETS, build_network
+from autoseg.nets.blocks import ConvStack
 from autoseg.schema.plan import Architecture, Topology
 
 UNET = Architecture(name="unet")
@@ -73,6 +75,72 @@ def test_every_parameter_learns_and_samples_are_independent(plan, patch, channel
     assert x.grad[1].abs().max() == 0
 
 
+def units(network, prefix, count, *, normalized):
+    """A stack of convolution, batch norm (in evaluation), ReLU, written out with torch's functions."""
+    weights = network.state_dict()
+
+    def apply(x):
+        for i in range(count):
+            names = [f"{prefix}.{i}.0.weight", f"{prefix}.{i}.0.bias"]
+            x = F.conv2d(x, *(weights[name] for name in names), padding=1)
+            if normalized:
+                kinds = ("running_mean", "running_var", "weight", "bias")
+                x = F.batch_norm(x, *(weights[f"{prefix}.{i}.1.{kind}"] for kind in kinds))
+            x = x.relu()
+        return x
+
+    return apply
+
+
+@pytest.mark.parametrize("of_2016", [False, True])
+def test_its_ancestors_are_the_drawn_networks(of_2016):
+    arguments = {"activation": "relu", "max_pool": True, "deep_supervision": False, "normalization": "none"}
+    if of_2016:
+        arguments |= {"normalization": "batch", "widen_last": True, "up_keeps_width": True}
+    plan = topology([[1, 1], [2, 2], [2, 2]], [4, 8, 16])
+    network = build(plan, (16, 24), architecture=Architecture(name="unet", arguments=arguments))
+    with torch.no_grad():
+        network.train()(torch.randn(3, 1, 16, 24))  # gives the norms statistics of their own
+    network.eval()
+    assert [stage[0][0].out_channels for stage in network.encoder] == ([2, 4, 8] if of_2016 else [4, 8, 16])
+    x = image = torch.randn(2, 1, 16, 24)
+    skips = []
+    for stage in range(3):
+        x = F.max_pool2d(x, 2) if stage else x
+        x = units(network, f"encoder.{stage}", 2, normalized=of_2016)(x)
+        skips.append(x)
+    for step in (1, 0):
+        up = network.up[step]
+        assert (up.bias is None, up.out_channels) == ((True, up.in_channels) if of_2016 else (False, 4 * 2**step))
+        x = torch.cat((F.conv_transpose2d(x, up.weight, up.bias, stride=2), skips[step]), dim=1)
+        x = units(network, f"decoder.{step}", 2, normalized=of_2016)(x)
+    expected = F.conv2d(x, network.heads[0].weight, network.heads[0].bias)
+    (logits,) = network(image)
+    torch.testing.assert_close(logits, expected)
+    assert len(network.train()(image)) == len(network.output_weights) == len(network.heads) == 1
+
+
+def test_names_of_weights_are_those_of_networks_already_trained():
+    """Files of trained networks are read by these names, so they are written out."""
+    units = [f"{place}.{i}" for place in ("encoder.0", "encoder.1", "decoder.0") for i in (0, 1)]
+    pairs = [f"{unit}.{part}" for unit in units for part in (0, 1)]
+    owners = [*pairs[:8], "up.0", *pairs[8:], "heads.0"]
+    network = build(topology([[1, 1], [2, 2]], [4, 8]), (8, 8))
+    assert list(network.state_dict()) == [f"{owner}.{kind}" for owner in owners for kind in ("weight", "bias")]
+
+
+def test_the_default_is_built_of_the_plain_blocks_weight_for_weight():
+    plan = topology([[1, 1, 1], [1, 2, 2]], [4, 8], [[1, 3, 3], [3, 3, 3]])
+    network = build(plan, (2, 8, 8))
+    stack = ConvStack(1, 4, kernel=(1, 3, 3), stride=(1, 1, 1), depth=2)
+    stack.load_state_dict(network.encoder[0].state_dict(), strict=True)
+    x = torch.randn(2, 1, 2, 8, 8)
+    assert torch.equal(network.encoder[0](x), stack(x))
+    deeper = ConvStack(4, 8, kernel=(3, 3, 3), stride=(1, 2, 2), depth=2)
+    deeper.load_state_dict(network.encoder[1].state_dict(), strict=True)
+    assert torch.equal(network.encoder[1](stack(x)), deeper(stack(x)))
+
+
 def test_a_kernel_of_one_keeps_slices_apart():
     plan = topology([[1, 1, 1], [1, 2, 2], [1, 2, 2]], [4, 4, 4], [[1, 3, 3]] * 3)
     network = build(plan, (4, 16, 16)).train()
@@ -123,6 +191,8 @@ def test_two_images_can_be_learned_by_heart():
         (CASES[0][0], (24, 20), Architecture(name="unet", arguments={"depth": 3}), "depth"),
         (CASES[0][0], (24, 20), Architecture(name="vnet9"), "no architecture"),
         (CASES[4][0], (24, 20), UNET, "axes"),
+        (CASES[0][0], (24, 20), Architecture(name="unet", arguments={"normalization": "layer"}), "no normalisation"),
+        (CASES[0][0], (24, 20), Architecture(name="unet", arguments={"activation": "tanh"}), "no activation"),
     ],
 )
 def test_what_cannot_be_built_is_a_setting_error(plan, patch, architecture, words):

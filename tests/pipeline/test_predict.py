@@ -258,7 +258,7 @@ def test_the_configuration_can_be_asked_for(write_model, tmp_path: Path) -> None
     assert choose_model(replace(settings, configuration="3d_fullres")).root.name == "unet_3d_fullres"
     with pytest.raises(ModelFolderError, match="3d_lowres") as caught:
         choose_model(replace(settings, configuration="3d_lowres"))
-    assert "2d, 3d_fullres" in caught.value.hint
+    assert "2d with unet, 3d_fullres with unet" in caught.value.hint
     with pytest.raises(SettingError, match="not 2d"):
         model = workspace.results / "Dataset007_Small" / "unet_3d_fullres"
         choose_model(replace(settings, model=str(model), configuration="2d"))

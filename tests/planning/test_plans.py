@@ -7,11 +7,13 @@ import pytest
 
 from autoseg import records
 from autoseg.errors import SettingError
+from autoseg.nets import traits_of
 from autoseg.nets.cost import training_cost
 from autoseg.planning import check_plan, make_plan, plan_table
 from autoseg.planning.budget import usable_memory
 from autoseg.planning.configuration import plan_configuration
 from autoseg.planning.situation import Situation
+from autoseg.schema.architecture import Preset, Traits
 from autoseg.schema.plan import Architecture, Plan
 from autoseg.schema.settings import PrepareSettings
 from tests.planning.examples import MEMORY, fingerprint, intensities, peer_cost, spec, uniform
@@ -32,6 +34,7 @@ def plan(measured, *, cost=peer_cost, device="cuda", memory=MEMORY, labels=("a",
         device=device,
         memory_bytes=memory,
         cost=cost,
+        traits_of=traits_of,
     )
 
 
@@ -92,6 +95,8 @@ def test_large_pictures_keep_room_for_a_batch_of_twelve():
 def test_traced_costs_reproduce_the_reference_plans_of_nnunet_in_8_gb():
     situation = Situation(
         architecture=Architecture(name="unet"),
+        traits=Traits(),
+        preset=Preset(),
         cost=partial(training_cost, precision="mixed"),
         device="cuda",
         usable=usable_memory("cuda", MEMORY),

@@ -13,13 +13,14 @@ from autoseg.planning.budget import usable_memory
 from autoseg.planning.mirroring import sided_labels
 from autoseg.planning.normalization import choose_normalization
 from autoseg.planning.patch import candidates, first_fitting
-from autoseg.planning.rules import CONVOLUTIONAL, RULES
 from autoseg.planning.spacing import target_spacing
 from autoseg.planning.topology import plan_topology
+from autoseg.schema.architecture import Traits
 from autoseg.schema.dataset import Label, Labels
 from autoseg.schema.settings import PrepareSettings
 from tests.planning.examples import fingerprint, intensities, peer_cost, spec, uniform
 
+CONVOLUTIONAL = Traits()
 BYTES = (intensities(low=5.0, high=250.0),) * 3
 
 
@@ -177,7 +178,13 @@ def made(names, *, spacing=(3, 1, 1), shape=(40, 90, 80)):
     dataset = replace(spec(), labels=labels(*names))
     measured = uniform(spacing, shape, 20)
     return make_plan(
-        dataset, measured, settings=PrepareSettings(), device="cuda", memory_bytes=8 * 10**9, cost=peer_cost
+        dataset,
+        measured,
+        settings=PrepareSettings(),
+        device="cuda",
+        memory_bytes=8 * 10**9,
+        cost=peer_cost,
+        traits_of=lambda _: Traits(),
     )
 
 
@@ -201,9 +208,3 @@ def test_the_left_right_axis_is_followed_through_the_transposition():
     plan = made(("left", "right"), spacing=(1, 3, 1), shape=(80, 40, 90))
     assert plan.transpose == (1, 0, 2)
     assert mirror_axes(plan, plan.configuration("3d_fullres"))[0] == (0, 1)
-
-
-def test_every_rule_belongs_to_a_network():
-    from autoseg.nets import NETS
-
-    assert set(RULES) <= set(NETS.names())

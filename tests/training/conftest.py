@@ -10,11 +10,13 @@ import pytest
 
 from autoseg.io.store import CaseStore
 from autoseg.schema.dataset import Label, Labels
+from autoseg.schema.architecture import Recipe
 from autoseg.schema.folders import FoldFolder
 from autoseg.schema.plan import Architecture, Configuration, Cost, Normalization, Plan, Resampling, Topology
 from autoseg.schema.settings import TrainSettings
 from autoseg.schema.splits import Fold
 from autoseg.training.fold import FoldTask
+from autoseg.training.recipe import chosen_recipe
 
 IDS = ("a", "b", "c", "d")
 SHAPE = (18, 20, 22)
@@ -76,10 +78,12 @@ def make_task(ball_store: CaseStore, tmp_path: Path) -> Callable[..., FoldTask]:
     def make(name: str = "0", *, ndim: int = 3, folder: str = "run", **settings: object) -> FoldTask:
         plan = ball_plan(ndim=ndim)
         chosen = {"epochs": 2, "iterations": 4, "val_iterations": 2, "device": "cpu", **settings}
+        wanted = TrainSettings(**chosen)  # type: ignore[arg-type]
         return FoldTask(
             plan=plan,
             configuration=plan.configurations[0],
-            settings=TrainSettings(**chosen),  # type: ignore[arg-type]
+            settings=wanted,
+            recipe=chosen_recipe(Recipe(), wanted),
             name=name,
             cases=Fold(train=IDS[:3], val=IDS[3:]),
             mirror_axes=tuple(range(ndim)),

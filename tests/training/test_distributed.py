@@ -27,6 +27,7 @@ from autoseg.schema.folders import FoldFolder
 from autoseg.schema.plan import Plan
 from autoseg.schema.settings import TrainSettings
 from autoseg.schema.splits import Fold
+from autoseg.schema.architecture import Recipe
 from autoseg.training.distributed import joined_world, read_world
 from autoseg.training.fold import FoldTask, train_fold
 
@@ -36,7 +37,7 @@ settings = TrainSettings(epochs=1, iterations=3, val_iterations=2, device="cpu",
 with joined_world(read_world(), torch.device("cpu")):
     for name, cases in (("0", Fold(train=("a", "b", "c"), val=("d",))), ("1", Fold(train=("b", "c"), val=("a",)))):
         task = FoldTask(
-            plan=plan, configuration=plan.configurations[0], settings=settings, name=name,
+            plan=plan, configuration=plan.configurations[0], settings=settings, recipe=Recipe(), name=name,
             cases=cases, mirror_axes=(), store=Path(sys.argv[2]),
             folder=FoldFolder(folder / name), stop_file=folder / "STOP",
         )
@@ -67,4 +68,5 @@ def test_two_processes_train_the_network_of_one(make_task: Callable[..., FoldTas
     alone, together = load_weights(task.folder.weights), load_weights(shared.weights)
     assert alone.keys() == together.keys()
     for name in alone:
-        torch.testing.assert_close(together[name], alone[name], rtol=1e-3, atol=1e-5)
+        # Where bfloat16 is the faster precision, single gradients are only that exact.
+        torch.testing.assert_close(together[name], alone[name], rtol=1e-3, atol=1e-4)
