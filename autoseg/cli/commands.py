@@ -116,7 +116,7 @@ _COMMANDS = (
         "Ctrl-C, or an empty file STOP in the model folder, ends with a checkpoint; the same command goes on "
         "from there.",
         settings=TrainSettings,
-        target="autoseg.pipeline.train:train",
+        target="autoseg.pipeline.joint:train_any",
         groups={
             "what": ("dataset", "configuration", "arch", "fold", "folds", "splits"),
             "how long": ("epochs", "iterations", "val_iterations", "time_budget"),

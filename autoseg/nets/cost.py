@@ -129,12 +129,13 @@ def _cost(
 
 def _trace(network: nn.Module, images: Tensor, target: Tensor, precision: str) -> _LiveBytes:
     live = _LiveBytes()
+    weights: tuple[float, ...] = network.output_weights  # type: ignore[assignment]
     for tensor in (images, target, *network.parameters(), *network.buffers()):
         live.count(tensor)
     with torch.device("meta"), live, _FusedAttention():
         with _Autocast() if precision == "mixed" else nullcontext():
             # Nothing may hold the outputs during backward: training does not either.
-            loss = _typical_loss(network(images), target, network.output_weights)
+            loss = _typical_loss(network(images), target, weights)
         loss.backward()
     return live
 

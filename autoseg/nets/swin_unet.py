@@ -182,7 +182,8 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.drop_path(self.mixer(self.attention_norm(x)))
-        return x + self.drop_path(self.mlp(x))
+        out: Tensor = x + self.drop_path(self.mlp(x))
+        return out
 
 
 class Merging(nn.Module):
@@ -197,7 +198,8 @@ class Merging(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         counts = [size // step for size, step in zip(x.shape[1:-1], self.stride, strict=True)]
         x = split(x, self.stride).reshape(x.shape[0], *counts, -1)
-        return self.reduce(self.norm(x))
+        merged: Tensor = self.reduce(self.norm(x))
+        return merged
 
 
 class Expanding(nn.Module):
@@ -211,10 +213,9 @@ class Expanding(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         spatial = tuple(size * step for size, step in zip(x.shape[1:-1], self.stride, strict=True))
-        x = self.grow(x)
-        return self.norm(
-            join(x.reshape(-1, math.prod(self.stride), self.norm.normalized_shape[0]), self.stride, spatial)
-        )
+        voxels = self.grow(x).reshape(-1, math.prod(self.stride), *self.norm.normalized_shape)
+        expanded: Tensor = self.norm(join(voxels, self.stride, spatial))
+        return expanded
 
 
 def default_windows(shapes: Sequence[Shape]) -> tuple[Shape, ...]:

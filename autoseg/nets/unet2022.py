@@ -262,7 +262,8 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.drop_path(self.scale * self.mlp(self.depthwise(x.movedim(-1, 1)).movedim(1, -1)))
-        return x + self.drop_path(self.mixer(self.norm(x)))
+        out: Tensor = x + self.drop_path(self.mixer(self.norm(x)))
+        return out
 
 
 def default_windows(shapes: Sequence[Shape]) -> tuple[Shape, ...]:

@@ -57,7 +57,8 @@ def head_size(widths: Sequence[int]) -> int:
     tokens x tokens whatever its size, so few large ones are better than many small ones.
     """
     common = math.gcd(*widths)
-    return next(size for size in (32, 16, *range(31, 0, -1)) if common % size == 0)
+    size: int = next(size for size in (32, 16, *range(31, 0, -1)) if common % size == 0)
+    return size
 
 
 def per_stage(values: int | Sequence[int], stages: int, *, name: str) -> tuple[int, ...]:

@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 
 from autoseg import records
 from autoseg.errors import DatasetError, PartialError, SettingError, joined
@@ -61,8 +62,12 @@ class Training:
         return self.settings.fold or tuple(str(index) for index in range(len(self.splits.folds)))
 
 
-def train(settings: TrainSettings) -> ModelFolder:
+def train(settings: TrainSettings, *, model: ModelFolder | None = None, stop_file: Path | None = None) -> ModelFolder:
     """Train the folds that ``settings`` ask for, one after the other, and return the model's folder.
+
+    Args:
+        model: where the model goes, in place of its folder in the results.
+        stop_file: what a person creates to end training, in place of STOP in the model's folder.
 
     Raises:
         SettingError: no such configuration or fold, or the model's folder holds folds of another plan.
@@ -73,22 +78,22 @@ def train(settings: TrainSettings) -> ModelFolder:
     world = read_world()
     if not world.is_first:
         logging.getLogger("autoseg").setLevel(logging.ERROR)
-    training = set_up(settings)
-    _write_model_facts(training)
+    training = set_up(settings, model=model)
+    write_model_facts(training)
     budget = None
     if settings.time_budget is not None:
-        budget = open_budget(settings.time_budget, training.folds, _runs(training), started=started)
+        budget = open_budget(settings.time_budget, training.folds, fold_runs(training), started=started)
     problems: list[str] = []
     # Joined once for all folds: a second group would find the first one's keys in torchrun's store.
     device = world_device(choose_device(settings.device), world)
-    with joined_world(world, device), stop_requests(training.model.stop_file) as stop:
+    with joined_world(world, device), stop_requests(stop_file or training.model.stop_file) as stop:
         for name in training.folds:
             try:
                 _train_and_validate(training, name, budget, stop=stop)
             except DatasetError as error:
                 problems.append(error.message)
     if world.is_first:
-        _sum_up(training)
+        sum_up(training)
     if problems:
         raise PartialError(
             f"all folds are trained, but not all cases could be validated:\n{joined(problems)}",
@@ -97,7 +102,7 @@ def train(settings: TrainSettings) -> ModelFolder:
     return training.model
 
 
-def set_up(settings: TrainSettings) -> Training:
+def set_up(settings: TrainSettings, *, model: ModelFolder | None = None) -> Training:
     """Read plan, splits and store; preprocess what is missing."""
     workspace = resolve_workspace(settings.workdir)
     name = choose_dataset(settings.dataset[0] if settings.dataset else None, workspace)
@@ -126,7 +131,7 @@ def set_up(settings: TrainSettings) -> Training:
         recipe=chosen_recipe(traits_of(configuration.architecture.name).recipe, settings),
         mirror_axes=axes,
         store=store,
-        model=workspace.model(name, configuration.name, configuration.architecture.label),
+        model=model or workspace.model(name, configuration.name, configuration.architecture.label),
     )
     _check_folds(training)
     return training
@@ -191,7 +196,12 @@ def _check_folds(training: Training) -> None:
         raise SettingError(f"there is no fold {', '.join(unknown)}", hint=f"choose among {', '.join(known)}, or all")
 
 
-def _write_model_facts(training: Training) -> None:
+def write_model_facts(training: Training) -> None:
+    """Put plan, dataset, splits and settings into the model's folder.
+
+    Raises:
+        SettingError: it holds folds of another plan.
+    """
     if not read_world().is_first:
         return
     model = training.model
@@ -246,9 +256,9 @@ def _identity(plan: Plan, name: str) -> str:
 
 
 def _train_and_validate(training: Training, name: str, budget: TimeBudget | None, *, stop: Callable[[], bool]) -> None:
-    task = _task(training, name)
+    task = fold_task(training, name)
     draw = _draw_progress(training, task)
-    before = _runs(training).get(name)
+    before = fold_runs(training).get(name)
     run = train_fold(task, stop=stop, target_seconds=_target(training, name, budget, before), draw_progress=draw)
     if not read_world().is_first:
         return
@@ -268,7 +278,8 @@ def _train_and_validate(training: Training, name: str, budget: TimeBudget | None
     records.save(task.folder.run, replace(run, status="validated", validation_seconds=seconds))
 
 
-def _task(training: Training, name: str) -> FoldTask:
+def fold_task(training: Training, name: str) -> FoldTask:
+    """What decides the weights of one fold."""
     everyone = tuple(sorted({case for fold in training.splits.folds for case in (*fold.train, *fold.val)}))
     cases = Fold(train=everyone, val=everyone) if name == ALL else training.splits.folds[int(name)]
     return FoldTask(
@@ -294,7 +305,8 @@ def _draw_progress(training: Training, task: FoldTask) -> Callable[[TrainState],
     return draw
 
 
-def _runs(training: Training) -> dict[str, FoldRun]:
+def fold_runs(training: Training) -> dict[str, FoldRun]:
+    """Where the folds stand, those that were begun."""
     paths = {name: training.model.fold(name).run for name in training.folds}
     return {name: records.load(FoldRun, path) for name, path in paths.items() if path.exists()}
 
@@ -318,10 +330,10 @@ def _target(
     return target
 
 
-def _sum_up(training: Training) -> None:
+def sum_up(training: Training) -> None:
     """Log the cross-validation table and write the report."""
     rows = []
-    for name, run in _runs(training).items():
+    for name, run in fold_runs(training).items():
         summary = training.model.fold(name).summary
         if not summary.exists():
             continue

@@ -126,7 +126,7 @@ def _train_fold(
     schedule = make_schedule(task.settings, seconds)
     if schedule.finished(state.step, state.elapsed) and task.folder.weights.exists():
         return _record(task, state, seconds, "trained")
-    _announce(task, state, kitchen, schedule)
+    announce(task, state, kitchen, schedule)
     if world.is_first:
         records.remove_partial(task.folder.root)
         records.save(task.folder.run, _record(task, state, seconds, "training"))
@@ -246,9 +246,9 @@ def _run(
         loss=segmentation_loss(labels, batch_dice=batch_dice),
         kitchen=kitchen,
         world=world,
-        count=_validation_batches(task.settings, schedule),
+        count=validation_batches(task.settings, schedule),
     )
-    with batches(train, first_step=state.step, workers=_loaders(task.settings, kitchen.device)) as stream:
+    with batches(train, first_step=state.step, workers=loaders(task.settings, kitchen.device)) as stream:
         return fit(
             state,
             stepper(stream, loss=loss, kitchen=kitchen, clip_norm=task.recipe.clip_norm),
@@ -283,7 +283,9 @@ def output_weights(network: torch.nn.Module) -> tuple[float, ...]:
     return weights
 
 
-def _validation_batches(settings: TrainSettings, schedule: Schedule) -> Callable[[int], int]:
+def validation_batches(settings: TrainSettings, schedule: Schedule) -> Callable[[int], int]:
+    """A function from the steps of an epoch to the batches that validate it."""
+
     def count(epoch_steps: int) -> int:
         if schedule.seconds is None:
             return settings.val_iterations
@@ -292,7 +294,7 @@ def _validation_batches(settings: TrainSettings, schedule: Schedule) -> Callable
     return count
 
 
-def _loaders(settings: TrainSettings, device: torch.device) -> int:
+def loaders(settings: TrainSettings, device: torch.device) -> int:
     """On a CPU the step itself needs every core; on a GPU reading must keep ahead of it."""
     if settings.workers is not None:
         return settings.workers
@@ -324,7 +326,8 @@ def _keep(task: FoldTask, state: TrainState, kitchen: Kitchen, schedule: Schedul
     records.save(task.folder.run, _record(task, state, schedule.seconds, "training"))
 
 
-def _announce(task: FoldTask, state: TrainState, kitchen: Kitchen, schedule: Schedule) -> None:
+def announce(task: FoldTask, state: TrainState, kitchen: Kitchen, schedule: Schedule) -> None:
+    """Log what is about to be trained, on what and for how long."""
     precision = "float32" if kitchen.precision is None else str(kitchen.precision).removeprefix("torch.")
     length = (
         f"{schedule.steps} steps" if schedule.steps is not None else f"{duration(schedule.seconds or 0.0)} of training"

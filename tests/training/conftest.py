@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from autoseg.io.store import CaseStore
-from autoseg.schema.dataset import Label, Labels
 from autoseg.schema.architecture import Recipe
+from autoseg.schema.dataset import Label, Labels
 from autoseg.schema.folders import FoldFolder
 from autoseg.schema.plan import Architecture, Configuration, Cost, Normalization, Plan, Resampling, Topology
 from autoseg.schema.settings import TrainSettings

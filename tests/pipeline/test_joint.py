@@ -1,0 +1,104 @@
+"""One network for two datasets: through the public function, with everything that a single training can do."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import autoseg
+from autoseg import records
+from autoseg.errors import SettingError, StoppedError
+from autoseg.pipeline.joint import common_topologies, set_up_jointly
+from autoseg.schema.folders import ModelFolder, Workspace
+from autoseg.schema.plan import Plan, Topology
+from autoseg.schema.report import EvaluationReport, FoldRun
+from autoseg.schema.settings import TrainSettings
+from autoseg.training.checkpoint import load_weights
+from autoseg.training.joint import train_joint_fold
+from tests.synthetic import write_dataset
+
+SMALL, LARGE = "Dataset007_Small", "Dataset008_Large"
+SHORT = {"epochs": 1, "iterations": 3, "val_iterations": 1, "workers": 0, "device": "cpu", "fold": ("0",)}
+
+
+@pytest.fixture
+def workdir(tmp_path: Path) -> Path:
+    # Another patch and another number of stages; two channels in one of them.
+    write_dataset(tmp_path / "raw", name=SMALL, cases=4, test_cases=0, shape=(16, 20, 18))
+    write_dataset(tmp_path / "raw", name=LARGE, cases=4, test_cases=0, shape=(24, 40, 36))
+    for number in ("7", "8"):
+        autoseg.plan_and_preprocess(dataset=number, workdir=str(tmp_path), workers=0, device="cpu", memory="2GB")
+    return tmp_path
+
+
+def train(workdir: Path, **settings: object) -> tuple[ModelFolder, ...]:
+    models: tuple[ModelFolder, ...] = autoseg.train(
+        **{"dataset": ("7", "8"), "workdir": str(workdir), **SHORT, **settings}
+    )
+    return models
+
+
+def test_each_dataset_gets_a_model_that_shares_weights_with_the_others(workdir: Path) -> None:
+    models = train(workdir, arch="u2net3d")
+    plans = [records.load(Plan, model.plan) for model in models]
+    assert [plan.dataset for plan in plans] == [SMALL, LARGE]
+    topologies = [plan.configuration("3d_fullres").topology for plan in plans]
+    assert topologies[0].features == topologies[1].features
+    weights = [load_weights(model.fold("0").weights) for model in models]
+    shared = [name for name in weights[0] if name.startswith("shared.")]
+    assert shared
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in shared)
+    own = [name for name in weights[0] if name.startswith("adapter.entry")]
+    assert any(not torch.equal(weights[0][name], weights[1][name]) for name in own)
+    for model in models:
+        summary = records.load(EvaluationReport, model.fold("0").summary)
+        assert np.isfinite(summary.foreground_dice)
+        assert records.load(FoldRun, model.fold("0").run).status == "validated"
+        assert model.report.exists()
+
+
+def test_a_model_of_joint_training_predicts_like_any_other(workdir: Path, tmp_path: Path) -> None:
+    small, _ = train(workdir)
+    image = sorted((workdir / "raw" / SMALL / "imagesTr").iterdir())[0]
+    report = autoseg.predict(inputs=str(image), outputs=str(tmp_path / "out"), model=str(small.root), device="cpu")
+    assert [path.exists() for path in report.written] == [True]
+
+
+def test_three_steps_of_each_dataset_are_taken_in_turn(workdir: Path) -> None:
+    train(workdir)
+    root = Workspace(workdir).model(f"{SMALL}-{LARGE}", "3d_fullres", "u2net3d")
+    assert records.load(FoldRun, root.fold("0").run).steps == 6
+
+
+def test_stopping_in_the_middle_of_a_round_changes_nothing(workdir: Path) -> None:
+    once = [load_weights(model.fold("0").weights) for model in train(workdir, validate=False)]
+    results = Workspace(workdir).results
+    results.rename(workdir / "before")
+    asked = itertools.count()
+    settings = TrainSettings(dataset=("7", "8"), workdir=str(workdir), **SHORT)  # type: ignore[arg-type]
+    with pytest.raises(StoppedError, match="after 3 steps"):
+        train_joint_fold(set_up_jointly(settings).fold("0"), stop=lambda: next(asked) == 3)
+    again = [load_weights(model.fold("0").weights) for model in train(workdir, validate=False)]
+    for left, right in zip(once, again, strict=True):
+        assert all(torch.equal(left[name], right[name]) for name in left)
+
+
+def test_what_cannot_be_shared_is_said_in_a_sentence(workdir: Path) -> None:
+    with pytest.raises(SettingError, match="unetpp cannot be trained on several datasets"):
+        train(workdir, arch="unetpp")
+    with pytest.raises(SettingError, match="named twice"):
+        train(workdir, dataset=("7", SMALL))
+
+
+def test_shallow_topologies_get_stages_that_do_not_stride() -> None:
+    shallow = Topology(strides=((1, 1), (2, 2)), kernels=((3, 3),) * 2, features=(8, 16))
+    deep = Topology(strides=((1, 1), (2, 1), (2, 2)), kernels=((1, 3), (3, 3), (3, 3)), features=(8, 16, 32))
+    first, second = common_topologies([shallow, deep])
+    assert second == deep
+    assert first == replace(shallow, strides=((1, 1), (2, 2), (1, 1)), kernels=((3, 3),) * 3, features=(8, 16, 32))
+    assert first.divisor == shallow.divisor
