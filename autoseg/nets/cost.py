@@ -30,7 +30,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
-from torch.utils.flop_counter import flop_registry
+from torch.utils.flop_counter import conv_flop_count, flop_registry
 
 from autoseg.errors import SettingError
 from autoseg.nets import build_network, traits_of
@@ -38,8 +38,18 @@ from autoseg.schema.fingerprint import Shape
 from autoseg.schema.plan import Architecture, Cost, Topology
 
 PRECISIONS = ("float32", "mixed")
-# Fused attention of the CPU, for which torch's table has no entry.
-_ATTENTION_FLOPS = {
+
+
+def _convolution_backward_flops(upstream: Tensor, x: Tensor, weight: Tensor, *rest: Any, **_: Any) -> int:
+    """As many operations as forward for each of the two gradients; torch's own formula ignores groups."""
+    transposed, wanted = rest[4], rest[7]
+    forward = conv_flop_count(list(x.shape), list(weight.shape), list(upstream.shape), transposed=transposed)
+    return int(forward) * (int(wanted[0]) + int(wanted[1]))
+
+
+# What torch's table lacks: fused attention of the CPU, and convolutions with groups.
+_FLOPS: dict[Any, Callable[..., Any]] = {
+    torch.ops.aten.convolution_backward: _convolution_backward_flops,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: flop_registry[
         torch.ops.aten._scaled_dot_product_flash_attention
     ],
@@ -174,7 +184,7 @@ class _LiveBytes(TorchDispatchMode):
         if func is torch.ops.aten.convolution.default:
             self.workspace = max(self.workspace, result.untyped_storage().nbytes())
         packet = func._overloadpacket  # type: ignore[attr-defined]
-        formula = _ATTENTION_FLOPS.get(packet) or flop_registry.get(packet)
+        formula = _FLOPS.get(packet) or flop_registry.get(packet)
         if formula is not None:
             self.flops += int(formula(*args, **kwargs, out_val=result))
         return result
