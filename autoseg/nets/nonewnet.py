@@ -24,8 +24,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from autoseg.nets.blocks import CONV, MAX_POOL, ConvNormAct, check_topology, initialize, resize
+from autoseg.nets.blocks import CONV, MAX_POOL, check_topology, initialize, resize
 from autoseg.nets.outputs import equal_weights
+from autoseg.nets.units import Style, UnitStack
 from autoseg.schema.architecture import PaperMode, Recipe, Traits
 from autoseg.schema.fingerprint import Shape
 from autoseg.schema.plan import Topology
@@ -89,7 +90,5 @@ class NoNewNet(nn.Module):
         return (self.head(x),)
 
 
-def _pair(c_in: int, c_between: int, c_out: int, kernel: Shape) -> nn.Sequential:
-    one = (1,) * len(kernel)
-    first = ConvNormAct(c_in, c_between, kernel=kernel, stride=one)
-    return nn.Sequential(first, ConvNormAct(c_between, c_out, kernel=kernel, stride=one))
+def _pair(c_in: int, c_between: int, c_out: int, kernel: Shape) -> UnitStack:
+    return UnitStack(c_in, (c_between, c_out), kernel=kernel, style=Style())

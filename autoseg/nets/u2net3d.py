@@ -39,7 +39,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from autoseg.errors import SettingError
-from autoseg.nets.blocks import CONV, SLOPE, ConvNormAct, check_topology, initialize, norm, resize
+from autoseg.nets.blocks import CONV, SLOPE, check_topology, initialize, norm, resize
+from autoseg.nets.units import ConvUnit, Style
 from autoseg.schema.architecture import PaperMode, Recipe, Traits
 from autoseg.schema.fingerprint import Shape
 from autoseg.schema.plan import Topology
@@ -154,7 +155,7 @@ class Adapter(nn.Module):
         super().__init__()
         widths, kernels, strides = topology.features, topology.kernels, topology.strides
         steps = range(topology.num_stages - 1)
-        self.entry = ConvNormAct(in_channels, widths[0], kernel=kernels[0], stride=(1,) * ndim)
+        self.entry = ConvUnit(in_channels, widths[0], kernel=kernels[0], style=Style())
         self.encoder = nn.ModuleList(
             EncoderStage(widths[s], kernel=kernels[s], stride=strides[s] if s else None)
             for s in range(topology.num_stages)
@@ -162,7 +163,7 @@ class Adapter(nn.Module):
         self.decoder = nn.ModuleList(DecoderStep(widths[s + 1], widths[s], kernel=kernels[s]) for s in steps)
         self.heads = nn.ModuleList([CONV[ndim](widths[0], num_heads, 1)])
         for s in steps[1 : 1 + SUPERVISED_STEPS]:
-            self.heads.append(ConvNormAct(widths[s], num_heads, kernel=(1,) * ndim, stride=(1,) * ndim))
+            self.heads.append(ConvUnit(widths[s], num_heads, kernel=(1,) * ndim, style=Style()))
 
     def forward(self, x: Tensor, shared: SharedParts) -> Tensor:
         """``(b, c, *spatial)`` to logits ``(b, heads, *spatial)``."""

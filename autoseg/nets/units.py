@@ -1,6 +1,6 @@
 """Pieces of the U-Net family whose normalisation and activation can be chosen, and the decoder that two of them share.
 
-With the default style, a ``ConvUnit`` is ``blocks.ConvNormAct`` to the names and the order of its weights.
+The default style is nnU-Net's: instance normalisation with affine parameters and LeakyReLU.
 """
 
 from __future__ import annotations

@@ -4,7 +4,6 @@ from torch.nn import functional as F
 
 from autoseg.errors import SettingError
 from autoseg.nets import NETS, build_network
-from autoseg.nets.blocks import ConvStack
 from autoseg.schema.plan import Architecture, Topology
 
 UNET = Architecture(name="unet")
@@ -129,16 +128,25 @@ def test_names_of_weights_are_those_of_networks_already_trained():
     assert list(network.state_dict()) == [f"{owner}.{kind}" for owner in owners for kind in ("weight", "bias")]
 
 
-def test_the_default_is_built_of_the_plain_blocks_weight_for_weight():
+def plain(c_in, c_out, kernel, stride):
+    padding = tuple(size // 2 for size in kernel)
+    return torch.nn.Sequential(
+        torch.nn.Conv3d(c_in, c_out, kernel, stride, padding=padding),
+        torch.nn.InstanceNorm3d(c_out, eps=1e-5, affine=True),
+        torch.nn.LeakyReLU(0.01),
+    )
+
+
+def test_the_default_is_built_of_convolution_instance_norm_and_leaky_relu():
     plan = topology([[1, 1, 1], [1, 2, 2]], [4, 8], [[1, 3, 3], [3, 3, 3]])
     network = build(plan, (2, 8, 8))
-    stack = ConvStack(1, 4, kernel=(1, 3, 3), stride=(1, 1, 1), depth=2)
-    stack.load_state_dict(network.encoder[0].state_dict(), strict=True)
+    first = torch.nn.Sequential(plain(1, 4, (1, 3, 3), 1), plain(4, 4, (1, 3, 3), 1))
+    first.load_state_dict(network.encoder[0].state_dict(), strict=True)
     x = torch.randn(2, 1, 2, 8, 8)
-    assert torch.equal(network.encoder[0](x), stack(x))
-    deeper = ConvStack(4, 8, kernel=(3, 3, 3), stride=(1, 2, 2), depth=2)
-    deeper.load_state_dict(network.encoder[1].state_dict(), strict=True)
-    assert torch.equal(network.encoder[1](stack(x)), deeper(stack(x)))
+    assert torch.equal(network.encoder[0](x), first(x))
+    second = torch.nn.Sequential(plain(4, 8, (3, 3, 3), (1, 2, 2)), plain(8, 8, (3, 3, 3), 1))
+    second.load_state_dict(network.encoder[1].state_dict(), strict=True)
+    assert torch.equal(network.encoder[1](first(x)), second(first(x)))
 
 
 def test_a_kernel_of_one_keeps_slices_apart():
