@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -19,7 +20,15 @@ from autoseg.schema.report import RunReport
 WriteModel = Callable[..., ModelFolder]
 
 
-def small_plan(*, ndim: int = 3, channels: int = 1, patch: int = 16, spacing: float = 1.0) -> Plan:
+def small_plan(
+    *,
+    ndim: int = 3,
+    channels: int = 1,
+    patch: int = 16,
+    spacing: float = 1.0,
+    architecture: str = "unet",
+    stages: int = 2,
+) -> Plan:
     """Two labels, 5 and 9; no normalisation, isotropic ``spacing``."""
     configuration = Configuration(
         name="3d_fullres" if ndim == 3 else "2d",
@@ -30,8 +39,12 @@ def small_plan(*, ndim: int = 3, channels: int = 1, patch: int = 16, spacing: fl
         batch_size=2,
         normalization=(Normalization(scheme="none"),) * channels,
         resampling=Resampling(),
-        architecture=Architecture(name="unet"),
-        topology=Topology(strides=((1,) * ndim, (2,) * ndim), kernels=((3,) * ndim,) * 2, features=(4, 6)),
+        architecture=Architecture(name=architecture),
+        topology=Topology(
+            strides=((1,) * ndim, *(((2,) * ndim,) * (stages - 1))),
+            kernels=((3,) * ndim,) * stages,
+            features=tuple(4 + 2 * stage for stage in range(stages)),
+        ),
         batch_dice=False,
         cost=Cost(parameters=0, memory_bytes=0, flops=0),
     )
@@ -69,7 +82,7 @@ def write_model() -> WriteModel:
         folds: Sequence[str] = ("0",),
         mirror_axes: Sequence[int] = (),
         file_ending: str = ".nii.gz",
-        **plan_arguments: int,
+        **plan_arguments: Any,
     ) -> ModelFolder:
         plan = small_plan(**plan_arguments)
         folder = ModelFolder(root)

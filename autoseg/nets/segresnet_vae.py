@@ -94,6 +94,7 @@ class SegResNetVAE(nn.Module):
         max_stages=5,
         recipe=Recipe(optimizer="adam", lr=1e-4, weight_decay=1e-5, momentum=0.9, schedule="poly"),
         presets={"plain": Preset(arguments={"vae": False})},
+        inference_arguments={"vae": False},
     )
     paper_modes: ClassVar[tuple[PaperMode, ...]] = _paper_modes()
 

@@ -101,6 +101,7 @@ class UNetPlusPlus(nn.Module):
         base_width=24,
         base_width_cpu=8,
         max_stages=5,
+        prunable=True,
     )
     paper_modes: ClassVar[tuple[PaperMode, ...]] = _paper_modes()
 

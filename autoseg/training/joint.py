@@ -1,7 +1,7 @@
 """One fold of several datasets at once: a universal network whose steps take the datasets in turn.
 
 Each dataset is a domain of ``nets.u2net3d.UniversalU2Net`` with its own patches, batches and loss. Steps go
-round-robin, as in Huang et al. 2019. At the end every dataset gets an ordinary model of its own, shared weights included.
+round-robin, as in Huang et al. 2019. At the end every dataset gets an ordinary model of its own with all its weights.
 """
 
 from __future__ import annotations
