@@ -24,6 +24,7 @@ class Recipe:
         schedule: ``poly`` (exponent 0.9), ``cosine`` to zero, or ``constant``.
         warmup: share of training in which the learning rate rises linearly from 0.
         clip_norm: gradients are scaled down to this norm.
+        fitted: in a short training, momentum and learning rate are fitted to its length (``training/recipe.py``).
     """
 
     optimizer: str = "sgd"
@@ -33,6 +34,7 @@ class Recipe:
     schedule: str = "poly"
     warmup: float = 0.0
     clip_norm: float = 12.0
+    fitted: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,8 @@ import torch
 from autoseg.errors import DivergenceError
 from autoseg.schema.architecture import Recipe
 from autoseg.training.distributed import World, agree
-from autoseg.training.optim import set_learning_rate
+from autoseg.training.optim import adjust_optimizer
+from autoseg.training.recipe import fit_to_length
 from autoseg.training.schedule import Schedule, learning_rate
 from autoseg.training.state import EpochRecord, TrainState
 
@@ -54,8 +55,10 @@ def fit(
     while not schedule.finished(state.step, state.elapsed):
         if agree(float(stop()), world, device):
             return False
-        rate = learning_rate(recipe, schedule.progress(state.step, state.elapsed))
-        set_learning_rate(state.optimizer, rate)
+        progress = schedule.progress(state.step, state.elapsed)
+        fitted = fit_to_length(recipe, schedule.expected_steps(state.step, state.elapsed))
+        rate = learning_rate(fitted, progress)
+        adjust_optimizer(state.optimizer, lr=rate, momentum=fitted.momentum)
         value = take_step(state)
         state.epoch_loss = value if state.epoch_loss is None else state.epoch_loss + value
         state.step += 1

@@ -34,6 +34,9 @@ def make_optimizer(parameters: Iterable[nn.Parameter], recipe: Recipe) -> torch.
     return torch.optim.AdamW([group for group in groups if group["params"]], lr=lr, betas=betas, foreach=True)
 
 
-def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
+def adjust_optimizer(optimizer: torch.optim.Optimizer, *, lr: float, momentum: float) -> None:
+    """Set what changes from step to step; Adam has no group of that momentum and keeps its betas."""
     for group in optimizer.param_groups:
         group["lr"] = lr
+        if "momentum" in group:
+            group["momentum"] = momentum

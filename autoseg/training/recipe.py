@@ -15,10 +15,11 @@ precision         bfloat16 or float16 where a trial shows that it is faster (``n
 weights           He initialisation (``nets/blocks.py``); the last weights are the result, there is no "best" checkpoint
 ================  ====================================================================================================
 
-Mended, each with a test: every sample has a generator of its own (the peer's workers share torch's); a batch of one
-sees foreground in every third step (there never); foreground patches stay inside the image (there they hang over its
-far borders); two outputs share the weight 2/3, 1/3 (there the second is switched off), and one output has weight 1
-(there NaN); patches that turn or shrink are read exactly as large as they need to be.
+Mended, each with a test: momentum and rate fit a training of few steps (``fit_to_length``); every sample has a
+generator of its own (the peer's workers share torch's); a batch of one sees foreground in every third step (there
+never); foreground patches stay inside the image (there they hang over its far borders); two outputs share the weight
+2/3, 1/3 (there the second is switched off), and one output has weight 1 (there NaN); patches that turn or shrink are
+read exactly as large as they need to be.
 """
 
 from __future__ import annotations
@@ -29,6 +30,12 @@ from autoseg.schema.architecture import Recipe
 from autoseg.schema.settings import TrainSettings
 
 POLY_EXPONENT = 0.9
+# From so many steps on a recipe holds as it is declared: papers train for tens of thousands.
+LONG = 2500
+# Steps that momentum averages over; fewer than ten would leave the noise of single batches.
+LEAST_HORIZON = 10
+# A short training with Adam takes larger steps, but not beyond this rate.
+LARGEST_ADAM_RATE = 1e-3
 FOREGROUND_FRACTION = 0.33
 
 
@@ -46,4 +53,22 @@ def chosen_recipe(declared: Recipe, settings: TrainSettings) -> Recipe:
         lr=recipe.lr if settings.lr is None else settings.lr,
         weight_decay=recipe.weight_decay if settings.weight_decay is None else settings.weight_decay,
         warmup=recipe.warmup if settings.warmup is None else settings.warmup,
+        fitted=recipe.fitted and settings.lr is None,
     )
+
+
+def fit_to_length(recipe: Recipe, steps: float) -> Recipe:
+    """The recipe for a training of ``steps`` steps.
+
+    A momentum of 0.99 averages over a hundred steps and needs thousands to pay; within a few hundred it finds nothing
+    (on the hippocampus data: Dice 0 after 240 steps, and 0.79 after 150 with this rule). SGD keeps the product of
+    rate and averaged steps; Adam gets a rate in proportion to what the length falls short of.
+    """
+    if not recipe.fitted or steps >= LONG:
+        return recipe
+    if recipe.optimizer != "sgd":
+        rate = min(recipe.lr * LONG / max(steps, 1.0), LARGEST_ADAM_RATE)
+        return replace(recipe, lr=max(recipe.lr, rate))
+    declared = 1.0 / (1.0 - recipe.momentum)
+    horizon = min(declared, max(LEAST_HORIZON, declared * steps / LONG))
+    return replace(recipe, momentum=1.0 - 1.0 / horizon, lr=recipe.lr * declared / horizon)

@@ -38,6 +38,13 @@ class Schedule:
     def finished(self, step: int, elapsed: float) -> bool:
         return self.progress(step, elapsed) >= 1.0
 
+    def expected_steps(self, step: int, elapsed: float) -> float:
+        """How many steps training will have taken at its end, as far as its pace tells; 0 before any step."""
+        if self.steps is not None:
+            return float(self.steps)
+        progress = self.progress(step, elapsed)
+        return step / progress if progress > 0 else 0.0
+
     def epoch_over(self, epoch_steps: int, epoch_seconds: float) -> bool:
         """After ``iterations`` steps, or with a time budget after its fortieth part, whichever is first."""
         if epoch_steps >= self.iterations:

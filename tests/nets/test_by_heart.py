@@ -13,7 +13,8 @@ from autoseg.io.images import read_image
 from autoseg.losses import segmentation_loss
 from autoseg.nets import traits_of
 from autoseg.schema.dataset import Label, Labels
-from autoseg.training.optim import make_optimizer, set_learning_rate
+from autoseg.training.optim import adjust_optimizer, make_optimizer
+from autoseg.training.recipe import fit_to_length
 from autoseg.training.schedule import learning_rate
 from tests.nets.zoo import NAMES, build, planned
 
@@ -57,13 +58,14 @@ def test_two_real_images_are_learned_by_heart(name: str, ndim: int) -> None:
     assert patch == (EDGE[ndim],) * ndim
     network = build(name, topology, patch, channels=1, heads=2).train()
     loss = segmentation_loss(LABELS, batch_dice=True, weights=network.output_weights)
-    optimizer = make_optimizer(network.parameters(), traits.recipe)
+    recipe = fit_to_length(traits.recipe, STEPS)
+    optimizer = make_optimizer(network.parameters(), recipe)
     dice = 0.0
     for step in range(STEPS):
-        set_learning_rate(optimizer, learning_rate(traits.recipe, step / STEPS))
+        adjust_optimizer(optimizer, lr=learning_rate(recipe, step / STEPS), momentum=recipe.momentum)
         optimizer.zero_grad(set_to_none=True)
         loss(network(images), target).backward()
-        torch.nn.utils.clip_grad_norm_(network.parameters(), traits.recipe.clip_norm)
+        torch.nn.utils.clip_grad_norm_(network.parameters(), recipe.clip_norm)
         optimizer.step()
         if step % 20 == 19:
             with torch.no_grad():

@@ -16,6 +16,7 @@ import SimpleITK as sitk  # noqa: N813 - the field's name
 import torch
 from safetensors.torch import load_file
 
+import autoseg
 from autoseg import records
 from autoseg.errors import SettingError
 from autoseg.nets import NETS, traits_of
@@ -175,6 +176,10 @@ def test_a_package_that_cannot_be_imported_is_one_sentence(tmp_path: Path, monke
         with pytest.raises(SettingError, match=f"'{name}' cannot be loaded from {points[name]}: .*{reason}") as caught:
             traits_of(name)
         assert GROUP in caught.value.hint
+    listing = autoseg.architectures(workdir=str(tmp_path / "empty"))
+    reasons = {row.name: row.reason for row in listing.architectures if row.reason}
+    assert reasons.keys() == points.keys()
+    assert "no_such_package_at_all" in reasons["needing"]
 
 
 def test_a_package_cannot_take_the_name_of_a_network_of_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -37,7 +37,7 @@ settings = TrainSettings(epochs=1, iterations=3, val_iterations=2, device="cpu",
 with joined_world(read_world(), torch.device("cpu")):
     for name, cases in (("0", Fold(train=("a", "b", "c"), val=("d",))), ("1", Fold(train=("b", "c"), val=("a",)))):
         task = FoldTask(
-            plan=plan, configuration=plan.configurations[0], settings=settings, recipe=Recipe(), name=name,
+            plan=plan, configuration=plan.configurations[0], settings=settings, recipe=Recipe(fitted=False), name=name,
             cases=cases, mirror_axes=(), store=Path(sys.argv[2]),
             folder=FoldFolder(folder / name), stop_file=folder / "STOP",
         )
@@ -51,7 +51,8 @@ def test_a_batch_is_shared_evenly() -> None:
 
 
 def test_two_processes_train_the_network_of_one(make_task: Callable[..., FoldTask], tmp_path: Path) -> None:
-    task = make_task(epochs=1, iterations=3)
+    # A rate that is given is kept: that for three steps would blow up the rounding of bfloat16.
+    task = make_task(epochs=1, iterations=3, lr=0.01)
     task = replace(task, mirror_axes=(), settings=replace(task.settings, mirror=False))
     train_fold(task, stop=lambda: False)
     plan: Plan = task.plan

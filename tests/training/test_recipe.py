@@ -11,8 +11,8 @@ from autoseg.errors import SettingError
 from autoseg.schema.architecture import Recipe
 from autoseg.schema.settings import TrainSettings
 from autoseg.training.optim import make_optimizer
-from autoseg.training.recipe import chosen_recipe
-from autoseg.training.schedule import learning_rate
+from autoseg.training.recipe import LONG, chosen_recipe, fit_to_length
+from autoseg.training.schedule import Schedule, learning_rate
 
 TRANSFORMER = Recipe(optimizer="adamw", lr=1e-3, weight_decay=0.05, momentum=0.9, schedule="cosine", warmup=0.1)
 
@@ -44,6 +44,40 @@ def test_the_rate_rises_in_the_warm_up_and_then_decays_to_zero() -> None:
     assert rates[4] == pytest.approx(0.0, abs=1e-12)
     constant = Recipe(schedule="constant")
     assert [learning_rate(constant, progress) for progress in (0.0, 0.5, 1.0)] == [0.01] * 3
+
+
+def test_a_long_training_keeps_the_recipe() -> None:
+    for recipe in (Recipe(), TRANSFORMER):
+        assert fit_to_length(recipe, 250_000) == recipe
+        assert fit_to_length(recipe, LONG) == recipe
+
+
+@pytest.mark.parametrize("steps", [0, 10, 100, 500, 1000, 2000])
+def test_a_short_training_averages_over_fewer_steps_at_the_same_pace(steps: int) -> None:
+    fitted = fit_to_length(Recipe(), steps)
+    # Momentum averages over 1 / (1 - m) steps, and a constant gradient moves weights by lr / (1 - m) per step.
+    assert 1 / (1 - fitted.momentum) == pytest.approx(max(10, 100 * steps / LONG))
+    assert fitted.lr / (1 - fitted.momentum) == pytest.approx(1.0)
+
+
+def test_a_short_training_with_adam_takes_larger_steps_up_to_a_limit() -> None:
+    slow = Recipe(optimizer="adam", lr=1e-4, momentum=0.9)
+    assert fit_to_length(slow, LONG / 2).lr == pytest.approx(2e-4)
+    assert fit_to_length(slow, 10).lr == pytest.approx(1e-3)
+    fast = Recipe(optimizer="adam", lr=3e-3, momentum=0.9)
+    assert fit_to_length(fast, 10) == fast
+
+
+def test_a_rate_of_the_user_is_taken_as_it_is() -> None:
+    recipe = chosen_recipe(Recipe(), TrainSettings(lr=0.02))
+    assert fit_to_length(recipe, 10) == recipe
+
+
+def test_with_a_time_budget_the_length_is_known_from_the_pace() -> None:
+    schedule = Schedule(steps=None, seconds=100.0, iterations=250)
+    assert schedule.expected_steps(0, 0.0) == 0
+    assert schedule.expected_steps(30, 10.0) == pytest.approx(300)
+    assert Schedule(steps=700, seconds=None, iterations=250).expected_steps(1, 5.0) == 700
 
 
 def test_an_unknown_schedule_is_a_clear_error() -> None:
