@@ -4,7 +4,18 @@ from pathlib import Path
 
 from setuptools import find_packages, setup
 
-COMMANDS = ("plan_and_preprocess", "fingerprint", "plan", "preprocess", "train", "predict", "evaluate", "demo")
+COMMANDS = (
+    "plan_and_preprocess",
+    "fingerprint",
+    "plan",
+    "preprocess",
+    "train",
+    "race",
+    "predict",
+    "evaluate",
+    "architectures",
+    "demo",
+)
 
 setup(
     name="autoseg",

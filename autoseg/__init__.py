@@ -11,9 +11,16 @@ import types
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from autoseg.api import evaluate, plan, plan_and_preprocess, predict, preprocess, train
+    from autoseg.api import architectures, evaluate, plan, plan_and_preprocess, predict, preprocess, race, train
     from autoseg.inference.predictor import Predictor
-    from autoseg.schema.settings import EvaluateSettings, PredictSettings, PrepareSettings, TrainSettings
+    from autoseg.schema.settings import (
+        ArchitecturesSettings,
+        EvaluateSettings,
+        PredictSettings,
+        PrepareSettings,
+        RaceSettings,
+        TrainSettings,
+    )
 
     __version__: str
 
@@ -23,28 +30,36 @@ _HOMES = {
     "plan": _API,
     "preprocess": _API,
     "train": _API,
+    "race": _API,
     "predict": _API,
     "evaluate": _API,
+    "architectures": _API,
     "Predictor": "autoseg.inference.predictor",
     "PrepareSettings": _SETTINGS,
     "TrainSettings": _SETTINGS,
+    "RaceSettings": _SETTINGS,
     "PredictSettings": _SETTINGS,
     "EvaluateSettings": _SETTINGS,
+    "ArchitecturesSettings": _SETTINGS,
 }
 
 __all__ = [
+    "ArchitecturesSettings",
     "EvaluateSettings",
     "PredictSettings",
     "Predictor",
     "PrepareSettings",
+    "RaceSettings",
     "TrainSettings",
     "__version__",
+    "architectures",
     "evaluate",
     "fingerprint",
     "plan",
     "plan_and_preprocess",
     "predict",
     "preprocess",
+    "race",
     "train",
 ]
 

@@ -11,7 +11,15 @@ from typing import Any
 from autoseg.cli.commands import COMMANDS
 from autoseg.cli.options import build_settings
 from autoseg.errors import SettingError
-from autoseg.schema.settings import CommonSettings, EvaluateSettings, PredictSettings, PrepareSettings, TrainSettings
+from autoseg.schema.settings import (
+    ArchitecturesSettings,
+    CommonSettings,
+    EvaluateSettings,
+    PredictSettings,
+    PrepareSettings,
+    RaceSettings,
+    TrainSettings,
+)
 
 
 def plan_and_preprocess(settings: PrepareSettings | None = None, **fields: Any) -> Any:
@@ -39,6 +47,11 @@ def train(settings: TrainSettings | None = None, **fields: Any) -> Any:
     return _run("train", settings, fields)
 
 
+def race(settings: RaceSettings | None = None, **fields: Any) -> Any:
+    """Train architectures for the same time and find the best; fields of ``RaceSettings``."""
+    return _run("race", settings, fields)
+
+
 def predict(settings: PredictSettings | None = None, **fields: Any) -> Any:
     """Segment a folder of images; fields of ``PredictSettings``. ``Predictor`` is for images in memory."""
     return _run("predict", settings, fields)
@@ -47,6 +60,11 @@ def predict(settings: PredictSettings | None = None, **fields: Any) -> Any:
 def evaluate(settings: EvaluateSettings | None = None, **fields: Any) -> Any:
     """Score segmentations against references; fields of ``EvaluateSettings``."""
     return _run("evaluate", settings, fields)
+
+
+def architectures(settings: ArchitecturesSettings | None = None, **fields: Any) -> Any:
+    """What every architecture would cost on a dataset; fields of ``ArchitecturesSettings``."""
+    return _run("architectures", settings, fields)
 
 
 def _run(verb: str, settings: CommonSettings | None, fields: dict[str, Any]) -> Any:

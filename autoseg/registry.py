@@ -31,16 +31,28 @@ class Registry:
         """The object behind a name.
 
         Raises:
-            SettingError: no such name, with the names that exist.
+            SettingError: no such name, with the names that exist; or another package's object cannot be imported.
         """
-        target = self._table.get(name) or self._plugin_table().get(name)
+        if name in self._table:
+            return _load(self._table[name])
+        target = self._plugin_table().get(name)
         if target is None:
             known = ", ".join(self.names())
             raise SettingError(f"there is no {self.kind} called {name!r}", hint=f"choose one of: {known}")
-        module, _, attribute = target.partition(":")
-        return getattr(importlib.import_module(module), attribute)
+        try:
+            return _load(target)
+        except (ImportError, AttributeError) as error:
+            raise SettingError(
+                f"the {self.kind} {name!r} cannot be loaded from {target}: {error}",
+                hint=f"mend or uninstall the package that brings it (entry points {self._plugins})",
+            ) from error
 
     def _plugin_table(self) -> dict[str, str]:
         if self._plugins is None:
             return {}
         return {point.name: point.value for point in entry_points(group=self._plugins)}
+
+
+def _load(target: str) -> Any:
+    module, _, attribute = target.partition(":")
+    return getattr(importlib.import_module(module), attribute)

@@ -16,7 +16,17 @@ from autoseg.cli.options import build_settings
 from autoseg.errors import SettingError
 from autoseg.schema.settings import EvaluateSettings, PredictSettings, PrepareSettings, TrainSettings
 
-STAGES = ("fingerprint", "plan", "preprocess", "plan_and_preprocess", "train", "predict", "evaluate")
+STAGES = (
+    "fingerprint",
+    "plan",
+    "preprocess",
+    "plan_and_preprocess",
+    "train",
+    "race",
+    "predict",
+    "evaluate",
+    "architectures",
+)
 
 
 def test_public_names_are_these() -> None:
@@ -25,8 +35,10 @@ def test_public_names_are_these() -> None:
         "Predictor",
         "PrepareSettings",
         "TrainSettings",
+        "RaceSettings",
         "PredictSettings",
         "EvaluateSettings",
+        "ArchitecturesSettings",
         "__version__",
     }
 

@@ -8,11 +8,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from autoseg.schema.settings import (
+    ArchitecturesSettings,
     CommonSettings,
     DemoSettings,
     EvaluateSettings,
     PredictSettings,
     PrepareSettings,
+    RaceSettings,
     TrainSettings,
 )
 
@@ -21,6 +23,7 @@ from autoseg.schema.settings import (
 class Command:
     """``target`` is "module:function", imported only when the command runs.
 
+    ``text``, of the same form, makes of the result and the settings what the command prints to standard output.
     ``groups`` arrange the fields in the help; a field that no group names is shown under "general".
     """
 
@@ -32,6 +35,7 @@ class Command:
     examples: tuple[tuple[str, str], ...]
     required: tuple[str, ...] = ()
     groups: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    text: str | None = None
 
     @property
     def script(self) -> str:
@@ -39,9 +43,17 @@ class Command:
 
     def load(self) -> Callable[[CommonSettings], Any]:
         """The function behind ``target``; importing it brings numpy, torch and the rest."""
-        module, _, function = self.target.partition(":")
-        result: Callable[[CommonSettings], Any] = getattr(importlib.import_module(module), function)
-        return result
+        function: Callable[[CommonSettings], Any] = _attribute(self.target)
+        return function
+
+    def shown(self, result: Any, settings: CommonSettings) -> str:
+        """What goes to standard output; most commands say what they did through the log."""
+        return "" if self.text is None else str(_attribute(self.text)(result, settings))
+
+
+def _attribute(path: str) -> Any:
+    module, _, name = path.partition(":")
+    return getattr(importlib.import_module(module), name)
 
 
 _PREPARE_GROUPS = {
@@ -135,6 +147,27 @@ _COMMANDS = (
         ),
     ),
     Command(
+        verb="race",
+        summary="find the best architecture for a dataset within a time",
+        description="Train architectures on the same folds for the same time and compare them by the Dice of the "
+        "validation cases. After each round the better half goes on with twice the time (successive halving). The "
+        "winner's plan becomes the plan of the dataset. A race that was stopped, with Ctrl-C or an empty file STOP "
+        "in its folder, goes on with the same command.",
+        settings=RaceSettings,
+        target="autoseg.pipeline.race:race",
+        required=("arch", "time_budget"),
+        groups={
+            "what": ("dataset", "configuration", "arch", "fold"),
+            "how": ("time_budget", "seed", "device", "workers"),
+            "afterwards": ("adopt", "clean"),
+        },
+        examples=(
+            ("autoseg_race --arch unet unetpp unet2022 --time-budget 6h", "two rounds"),
+            ("autoseg_race -d 3 --arch unet vnet --time-budget 2h -f 0 1 2", "more cases"),
+            ("autoseg_race -d 3 --arch unet vnet --time-budget 2h --no-adopt", "only look"),
+        ),
+    ),
+    Command(
         verb="predict",
         summary="segment new images with every trained fold",
         description="Segment new images with the ensemble of all trained folds. An image that cannot be read "
@@ -168,6 +201,26 @@ _COMMANDS = (
             ("autoseg_evaluate -r labelsTs -p out", "summary.json in out"),
             ("autoseg_evaluate -r labelsTs -p out --tolerance 1", "surface Dice, 1 mm"),
             ("autoseg_evaluate -r labelsTs -p out --labels dataset.json", "names of labels"),
+        ),
+    ),
+    Command(
+        verb="architectures",
+        summary="list the architectures with what each would cost on a dataset",
+        description="List every architecture, those of other packages too, with the patch, batch, parameters, "
+        "operations and memory that autoseg_plan --arch NAME would give it on a measured dataset. Nothing is written.",
+        settings=ArchitecturesSettings,
+        target="autoseg.pipeline.architectures:architectures",
+        text="autoseg.pipeline.architectures_text:listing_text",
+        groups={
+            "what": ("dataset", "configuration", "arch"),
+            "budget": ("memory", "device"),
+            "output": ("json",),
+        },
+        examples=(
+            ("autoseg_architectures", "for the last dataset"),
+            ("autoseg_architectures -d 3 --memory 24GB --device cuda", "for another machine"),
+            ("autoseg_architectures --arch unet resenc_unet:L", "only these two"),
+            ("autoseg_architectures -d 3 -c 2d --json", "for a program"),
         ),
     ),
     Command(

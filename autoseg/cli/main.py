@@ -63,12 +63,20 @@ def train(argv: Sequence[str] | None = None) -> int:
     return _script("train", argv)
 
 
+def race(argv: Sequence[str] | None = None) -> int:
+    return _script("race", argv)
+
+
 def predict(argv: Sequence[str] | None = None) -> int:
     return _script("predict", argv)
 
 
 def evaluate(argv: Sequence[str] | None = None) -> int:
     return _script("evaluate", argv)
+
+
+def architectures(argv: Sequence[str] | None = None) -> int:
+    return _script("architectures", argv)
 
 
 def demo(argv: Sequence[str] | None = None) -> int:
@@ -85,7 +93,7 @@ def _script(verb: str, argv: Sequence[str] | None) -> int:
 def _execute(command: Command, words: Sequence[str], *, prog: str) -> None:
     settings = parse(command, words, prog=prog)
     log.configure(quiet=settings.quiet, debug=settings.debug)
-    command.load()(settings)
+    sys.stdout.write(command.shown(command.load()(settings), settings))
 
 
 def guarded(action: Callable[[], None], *, name: str, debug: bool) -> int:

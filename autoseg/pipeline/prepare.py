@@ -28,6 +28,7 @@ from autoseg.parallel import map_cases
 from autoseg.pipeline.cases import inspect_case, store_case
 from autoseg.pipeline.context import memory_budget, remember_dataset
 from autoseg.planning import CostFunction, check_plan, make_plan, plan_table
+from autoseg.planning.choice import AUTO
 from autoseg.schema.dataset import DatasetSpec
 from autoseg.schema.fingerprint import Fingerprint
 from autoseg.schema.folders import PreparedFolder, Workspace
@@ -173,9 +174,7 @@ def plan(settings: PrepareSettings) -> Plan:
             cost=cost,
             traits_of=traits_of,
         )
-        text = records.to_json(made)
-        records.write_text(folder.plan, text)
-        records.save(folder.plan_origin, _with_hash(origin, text))
+        save_plan(folder, made, origin)
     remember_dataset(spec.name, workspace)
     budget = size(made.memory_bytes)
     _LOG.info("plan of %s for %s with %s: %s\n%s", spec.name, made.device, budget, folder.plan, plan_table(made))
@@ -195,8 +194,11 @@ def cost_function(device: str) -> CostFunction:
     return partial(training_cost, precision="mixed" if mixed else "float32")
 
 
-def _with_hash(origin: PlanOrigin, text: str) -> PlanOrigin:
-    return PlanOrigin(plan_hash=_hash(text), fingerprint_hash=origin.fingerprint_hash, settings=origin.settings)
+def save_plan(folder: PreparedFolder, made: Plan, origin: PlanOrigin) -> None:
+    """Make ``made`` the dataset's plan, as the answer to ``origin``, whose hash is filled in."""
+    text = records.to_json(made)
+    records.write_text(folder.plan, text)
+    records.save(folder.plan_origin, replace(origin, plan_hash=_hash(text)))
 
 
 def _hash(text: str) -> str:
@@ -218,8 +220,19 @@ def _kept_plan(folder: PreparedFolder, origin: PlanOrigin, spec: DatasetSpec, co
         edited = records.from_json(Plan, text, source=str(folder.plan))
         _refuse_contradictions(folder, edited, known, origin, spec)
         return check_plan(edited, cost=cost)
+    if known.adopted and origin.settings["arch"] == AUTO:
+        # A race on the data themselves is better evidence than what the choice goes by.
+        origin = replace(origin, settings={**origin.settings, "arch": known.adopted})
     if _same(known, origin):
+        if known.adopted:
+            _LOG.info("%s is for %s, which won a race: it is kept (--clean plans anew)", folder.plan, known.adopted)
         return records.from_json(Plan, text, source=str(folder.plan))
+    if known.adopted:
+        _LOG.info(
+            "the plan for %s, which won a race, was for other data or settings: planning anew (--arch %s keeps to it)",
+            known.adopted,
+            known.adopted,
+        )
     return None
 
 
@@ -248,7 +261,7 @@ def plan_identity(made: Plan) -> str:
 
 def _same(known: PlanOrigin, wanted: PlanOrigin) -> bool:
     def plain(origin: PlanOrigin) -> str:
-        return records.to_json(_with_hash(origin, ""))
+        return records.to_json(replace(origin, plan_hash="", adopted=""))
 
     return plain(known) == plain(wanted)
 

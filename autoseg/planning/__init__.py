@@ -4,9 +4,19 @@ from __future__ import annotations
 
 from autoseg.planning.check import check_plan
 from autoseg.planning.mirroring import mirror_axes
-from autoseg.planning.planner import make_plan
+from autoseg.planning.planner import CONFIGURATIONS, make_plan, plan_only
 from autoseg.planning.situation import CostFunction
 from autoseg.planning.splits import make_splits, read_splits
 from autoseg.planning.table import plan_table
 
-__all__ = ["CostFunction", "check_plan", "make_plan", "make_splits", "mirror_axes", "plan_table", "read_splits"]
+__all__ = [
+    "CONFIGURATIONS",
+    "CostFunction",
+    "check_plan",
+    "make_plan",
+    "make_splits",
+    "mirror_axes",
+    "plan_only",
+    "plan_table",
+    "read_splits",
+]

@@ -22,6 +22,8 @@ from autoseg.schema.fingerprint import Fingerprint, Shape, Spacing
 from autoseg.schema.plan import Configuration, Plan
 from autoseg.schema.settings import PrepareSettings
 
+CONFIGURATIONS = ("2d", "3d_fullres", "3d_lowres", "3d_cascade_fullres")
+
 
 @dataclass(frozen=True, kw_only=True)
 class _Grid:
@@ -31,6 +33,31 @@ class _Grid:
     spacing: Spacing
     median: tuple[float, ...]
     why: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Question:
+    """What a plan answers; ``why`` is what was decided before any configuration."""
+
+    situation: Situation
+    grid: _Grid
+    num_foreground: int
+    memory_bytes: int
+    why: tuple[str, ...]
+
+    @property
+    def voxels(self) -> float:
+        """Of all cases at full resolution."""
+        return math.prod(self.grid.median) * self.situation.num_cases
+
+    @property
+    def has_depth(self) -> bool:
+        return self.grid.median[0] > 1
+
+    @property
+    def possible_ndims(self) -> tuple[int, ...]:
+        """For which the architecture makes sense and the images have slices."""
+        return tuple(ndim for ndim in self.situation.traits.ndims if ndim == 2 or self.has_depth)
 
 
 def make_plan(
@@ -59,6 +86,102 @@ def make_plan(
     Raises:
         SettingError: a setting does not fit the data, or nothing fits into the memory.
     """
+    question = _question(
+        spec,
+        fingerprint,
+        settings=settings,
+        device=device,
+        memory_bytes=memory_bytes,
+        cost=cost,
+        traits_of=traits_of,
+    )
+    configurations, cascade_why = _configurations(question)
+    plan = Plan(
+        dataset=spec.name,
+        device=device,
+        memory_bytes=question.memory_bytes,
+        transpose=question.grid.order,
+        channels=spec.channels,
+        labels=spec.labels,
+        configurations=tuple(configurations),
+        why=(
+            *question.why,
+            *cascade_why,
+            f"of {size(question.memory_bytes)} on {device}, {size(question.situation.usable)} are for a training step "
+            "and the rest for what surrounds it",
+        ),
+    )
+    _, mirror_why = mirror_axes(plan, plan.configuration(plan.default_configuration))
+    return replace(plan, why=(*plan.why, mirror_why)) if mirror_why else plan
+
+
+def plan_only(
+    name: str | None,
+    spec: DatasetSpec,
+    fingerprint: Fingerprint,
+    *,
+    settings: PrepareSettings,
+    device: str,
+    memory_bytes: int,
+    cost: CostFunction,
+    traits_of: Callable[[str], Traits],
+) -> Configuration:
+    """One configuration of the plan that ``make_plan`` would make, without those that it does not build on.
+
+    Patch, batch, network and cost are those of the plan. Whether the Dice loss of ``3d_fullres`` is over the whole
+    batch is left open: for that the low resolution would have to be planned, which takes most of the time.
+
+    Args:
+        name: None stands for the configuration that is trained when nobody chooses.
+
+    Raises:
+        SettingError: as ``make_plan``, or the plan would have no such configuration.
+    """
+    question = _question(
+        spec,
+        fingerprint,
+        settings=settings,
+        device=device,
+        memory_bytes=memory_bytes,
+        cost=cost,
+        traits_of=traits_of,
+    )
+    name = name or ("3d_fullres" if 3 in question.possible_ndims else "2d")
+    _check_name(name, question)
+    if name == "2d":
+        return _flat(question)
+    fullres = _fullres(question)
+    if name == "3d_fullres":
+        return fullres
+    lowres, why = plan_lowres(question.situation, fullres, question.grid.median)
+    if lowres is None:
+        raise SettingError(why, hint="choose another configuration")
+    return lowres if name == "3d_lowres" else _cascade(question, replace(fullres, batch_dice=True), lowres)
+
+
+def _check_name(name: str, question: _Question) -> None:
+    if name not in CONFIGURATIONS:
+        raise SettingError(f"there is no configuration {name!r}", hint=f"choose one of: {', '.join(CONFIGURATIONS)}")
+    ndim = int(name[0])
+    if ndim == 3 and not question.has_depth:
+        raise SettingError(f"no {name}: the images have one slice", hint="choose 2d")
+    if ndim not in question.possible_ndims:
+        raise SettingError(
+            f"no {name}: {question.situation.architecture.name} has no meaning in {ndim}D",
+            hint="choose another configuration or architecture",
+        )
+
+
+def _question(
+    spec: DatasetSpec,
+    fingerprint: Fingerprint,
+    *,
+    settings: PrepareSettings,
+    device: str,
+    memory_bytes: int,
+    cost: CostFunction,
+    traits_of: Callable[[str], Traits],
+) -> _Question:
     if not fingerprint.cases:
         raise SettingError(f"{spec.name} has no case to plan for", hint="add labelled images to imagesTr and labelsTr")
     grid = _grid(fingerprint, settings)
@@ -84,27 +207,19 @@ def make_plan(
         patch_size=settings.patch_size,
         batch_size=settings.batch_size,
     )
-    _check_settings(settings, three_d=grid.median[0] > 1)
-    configurations, cascade_why = _configurations(situation, grid, num_foreground=len(spec.labels.foreground))
-    plan = Plan(
-        dataset=spec.name,
-        device=device,
+    question = _Question(
+        situation=situation,
+        grid=grid,
+        num_foreground=len(spec.labels.foreground),
         memory_bytes=memory_bytes,
-        transpose=grid.order,
-        channels=spec.channels,
-        labels=spec.labels,
-        configurations=tuple(configurations),
-        why=(
-            chosen.why,
-            *grid.why,
-            *norm_why,
-            *cascade_why,
-            f"of {size(memory_bytes)} on {device}, {size(situation.usable)} are for a training step and the rest for "
-            "what surrounds it",
-        ),
+        why=(chosen.why, *grid.why, *norm_why),
     )
-    _, mirror_why = mirror_axes(plan, plan.configuration(plan.default_configuration))
-    return replace(plan, why=(*plan.why, mirror_why)) if mirror_why else plan
+    _check_settings(settings, three_d=question.has_depth)
+    if not question.possible_ndims:
+        raise SettingError(
+            f"{chosen.architecture.name} needs images with more than one slice", hint="plan another architecture"
+        )
+    return question
 
 
 def _grid(fingerprint: Fingerprint, settings: PrepareSettings) -> _Grid:
@@ -142,27 +257,15 @@ def _check_settings(settings: PrepareSettings, *, three_d: bool) -> None:
         )
 
 
-def _configurations(
-    situation: Situation, grid: _Grid, *, num_foreground: int
-) -> tuple[list[Configuration], tuple[str, ...]]:
-    voxels = math.prod(grid.median) * situation.num_cases
-    name, ndims = situation.architecture.name, situation.traits.ndims
-    if 2 not in ndims and grid.median[0] <= 1:
-        raise SettingError(f"{name} needs images with more than one slice", hint="plan another architecture")
-    flat = [_flat(situation, grid, voxels)] if 2 in ndims else []
-    if grid.median[0] <= 1:
+def _configurations(question: _Question) -> tuple[list[Configuration], tuple[str, ...]]:
+    situation, median = question.situation, question.grid.median
+    flat = [_flat(question)] if 2 in question.possible_ndims else []
+    if not question.has_depth:
         return flat, ("only 2d: the images have one slice",)
-    if 3 not in ndims:
-        return flat, (f"only 2d: {name} has no meaning in 3D",)
-    fullres = plan_configuration(
-        "3d_fullres",
-        situation,
-        spacing=grid.spacing,
-        median=grid.median,
-        dataset_voxels=voxels,
-        batch_dice=False,
-    )
-    lowres, why = plan_lowres(situation, fullres, grid.median)
+    if 3 not in question.possible_ndims:
+        return flat, (f"only 2d: {situation.architecture.name} has no meaning in 3D",)
+    fullres = _fullres(question)
+    lowres, why = plan_lowres(situation, fullres, median)
     if lowres is None:
         return [*flat, fullres], (why,)
     fullres = replace(
@@ -171,20 +274,35 @@ def _configurations(
         why=(*fullres.why, "Dice loss over the whole batch: a patch sees only a small part of an image"),
     )
     try:
-        cascade = plan_cascade(situation, fullres, lowres, num_foreground, voxels)
+        cascade = _cascade(question, fullres, lowres)
     except SettingError as error:
         # One more channel per label may not fit, but that is no reason to train nothing.
         return [*flat, fullres, lowres], (why, f"no 3d_cascade_fullres: {error.message}")
     return [*flat, fullres, lowres, cascade], (why,)
 
 
-def _flat(situation: Situation, grid: _Grid, dataset_voxels: float) -> Configuration:
+def _flat(question: _Question) -> Configuration:
     return plan_configuration(
         "2d",
-        situation,
-        spacing=grid.spacing[1:],
-        median=grid.median[1:],
-        dataset_voxels=dataset_voxels,
+        question.situation,
+        spacing=question.grid.spacing[1:],
+        median=question.grid.median[1:],
+        dataset_voxels=question.voxels,
         batch_dice=True,
         why=("Dice loss over the whole batch: a single slice often lacks a class",),
     )
+
+
+def _fullres(question: _Question) -> Configuration:
+    return plan_configuration(
+        "3d_fullres",
+        question.situation,
+        spacing=question.grid.spacing,
+        median=question.grid.median,
+        dataset_voxels=question.voxels,
+        batch_dice=False,
+    )
+
+
+def _cascade(question: _Question, fullres: Configuration, lowres: Configuration) -> Configuration:
+    return plan_cascade(question.situation, fullres, lowres, question.num_foreground, question.voxels)

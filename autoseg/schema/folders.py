@@ -33,8 +33,16 @@ class Workspace:
         return PreparedFolder(self.preprocessed / dataset)
 
     def model(self, dataset: str, configuration: str, architecture: str) -> ModelFolder:
-        """``architecture`` is NAME or NAME:PRESET; a colon is no character for a folder."""
-        return ModelFolder(self.results / dataset / f"{architecture.replace(':', '-')}_{configuration}")
+        """``architecture`` is NAME or NAME:PRESET."""
+        return ModelFolder(self.results / dataset / _model_name(configuration, architecture))
+
+    def race(self, dataset: str) -> RaceFolder:
+        return RaceFolder(self.results / dataset / "race")
+
+
+def _model_name(configuration: str, architecture: str) -> str:
+    # A colon is no character for a folder.
+    return f"{architecture.replace(':', '-')}_{configuration}"
 
 
 @dataclass(frozen=True)
@@ -63,6 +71,9 @@ class PreparedFolder:
     def alternative(self, architecture: str) -> Path:
         """The plan for another architecture than that of ``plan``, from the same settings."""
         return self.root / "plans" / f"{architecture.replace(':', '-')}.json"
+
+    def alternative_origin(self, architecture: str) -> Path:
+        return self.alternative(architecture).with_suffix(".origin.json")
 
     @property
     def splits(self) -> Path:
@@ -114,6 +125,30 @@ class ModelFolder:
         """Names of the folds that have final weights ("0", "1", ..., or "all"), in order."""
         names = [path.parent.name.removeprefix("fold_") for path in self.root.glob("fold_*/weights.safetensors")]
         return tuple(sorted(names, key=lambda name: (not name.isdigit(), int(name) if name.isdigit() else 0)))
+
+
+@dataclass(frozen=True)
+class RaceFolder:
+    """A race between architectures, with a model for each of them."""
+
+    root: Path
+
+    @property
+    def report(self) -> Path:
+        return self.root / "race.json"
+
+    @property
+    def table(self) -> Path:
+        return self.root / "race.csv"
+
+    @property
+    def stop_file(self) -> Path:
+        """A person creates this empty file to end the race cleanly after the running step."""
+        return self.root / "STOP"
+
+    def model(self, number: int, configuration: str, architecture: str) -> ModelFolder:
+        """The model that an architecture (NAME or NAME:PRESET) trained in round ``number``, counted from 1."""
+        return ModelFolder(self.root / f"round_{number}" / _model_name(configuration, architecture))
 
 
 @dataclass(frozen=True)

@@ -146,8 +146,12 @@ class Plan:
 
 @dataclass(frozen=True, kw_only=True)
 class PlanOrigin:
-    """The question that a plan answers, and the plan's hash: tells an edited plan from an outdated one."""
+    """The question that a plan answers, and the plan's hash: tells an edited plan from an outdated one.
+
+    ``adopted`` is the architecture of a plan that ``autoseg_race`` put in place of the planned one.
+    """
 
     plan_hash: str
     fingerprint_hash: str
     settings: dict[str, Any]
+    adopted: str = ""

@@ -130,3 +130,101 @@ class PredictionRun:
         """Equal for two runs that give the same segmentation of an image, up to rounding."""
         weights = tuple(sorted(self.weights.items()))
         return self.configuration, weights, self.mirror_axes, self.step_size, self.prune
+
+
+@dataclass(frozen=True, kw_only=True)
+class Interval:
+    """A mean and the ends of its confidence interval, which are NaN where there is only one value."""
+
+    mean: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class RaceQuestion:
+    """What a race is to find out; a stopped race goes on only for the same question.
+
+    ``plan``, ``files`` and ``splits`` are hashes: of the plan when the race began, of the data, and of the folds.
+    """
+
+    arch: tuple[str, ...]
+    configuration: str | None
+    fold: tuple[str, ...]
+    time_budget: float
+    device: str
+    seed: int
+    plan: str
+    files: str
+    splits: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class RaceTraining:
+    """One architecture in one round: the mean Dice over labels of each case, or why it is out.
+
+    ``steps`` and ``seconds`` of training are of all folds together.
+    """
+
+    arch: str
+    configuration: str
+    parameters: int
+    steps: int = 0
+    seconds: float = 0.0
+    dice: dict[str, float] = field(default_factory=dict)
+    failure: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RaceRound:
+    """``seconds`` are for one fold of each entrant, validation included."""
+
+    entrants: tuple[str, ...]
+    seconds: float
+    trainings: tuple[RaceTraining, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class RacePlace:
+    """How an architecture ended, from its last round (``rounds``, counted from 1).
+
+    ``difference`` is its Dice less that of the winner in that round, case by case. ``model`` is relative to the race.
+    """
+
+    arch: str
+    configuration: str
+    rounds: int
+    cases: int
+    dice: Interval
+    difference: Interval
+    parameters: int
+    steps: int
+    seconds: float
+    model: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class RaceReport:
+    """A race so far; ``ranking``, best first, and ``verdict`` are there when it is over.
+
+    ``refused`` could not be planned, with the reason; ``adopted`` is the hash of the winner's plan if it became the
+    dataset's.
+    """
+
+    VERSION: ClassVar[int] = 1
+
+    version: int = 1
+    dataset: str
+    question: RaceQuestion
+    preparation_seconds: float
+    refused: dict[str, str]
+    rounds: tuple[RaceRound, ...] = ()
+    ranking: tuple[RacePlace, ...] = ()
+    verdict: str = ""
+    adopted: str = ""
+
+    @property
+    def failures(self) -> dict[str, str]:
+        """Why architectures are out, by name: not planned, diverged, or out of memory."""
+        failed = {item.arch: item.failure for heat in self.rounds for item in heat.trainings if item.failure}
+        return {**self.refused, **failed}

@@ -233,6 +233,41 @@ class TrainSettings(CommonSettings):
 
 
 @dataclass(frozen=True, kw_only=True)
+class RaceSettings(CommonSettings):
+    """Train architectures on the same folds for the same time, and find the best."""
+
+    dataset: str | None = option(
+        None, "dataset; default: the one planned last", flags=("-d", "--dataset"), metavar="DATASET"
+    )
+    configuration: str | None = option(
+        None,
+        "configuration; default: the one that autoseg_train trains with each architecture",
+        flags=("-c", "--configuration"),
+        metavar="NAME",
+    )
+    arch: tuple[str, ...] = option(
+        (), "two architectures or more, each NAME or NAME:PRESET, planned alike", metavar="NAME", many=True
+    )
+    fold: tuple[str, ...] = option(
+        ("0",),
+        "folds that each is trained on, such as 0 1 2; more of them score more cases; default: 0",
+        flags=("-f", "--fold"),
+        metavar="FOLD",
+        many=True,
+    )
+    time_budget: float | None = option(
+        None, "time for the whole race, such as 2h or 1d", metavar="TIME", parse=parse_duration, above=0
+    )
+    device: str = option("auto", _DEVICE, metavar="DEVICE")
+    workers: int | None = option(
+        None, "worker processes that load patches", flags=("-w", "--workers"), metavar="N", minimum=0
+    )
+    seed: int = option(0, "seed of everything that is drawn", metavar="N", minimum=0)
+    adopt: bool = option(True, "make the plan for the winner the plan of the dataset")
+    clean: bool = option(False, "remove an earlier race and start a new one")
+
+
+@dataclass(frozen=True, kw_only=True)
 class PredictSettings(CommonSettings):
     """Segment new images with every trained fold."""
 
@@ -278,6 +313,34 @@ class EvaluateSettings(CommonSettings):
     )
     tolerance: float = option(2.0, "tolerance of the surface Dice in mm", metavar="MM", minimum=0)
     workers: int | None = option(None, _WORKERS, flags=("-w", "--workers"), metavar="N", minimum=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArchitecturesSettings(CommonSettings):
+    """List the architectures with what each would cost on a dataset."""
+
+    dataset: str | None = option(
+        None, "dataset; default: the one planned last", flags=("-d", "--dataset"), metavar="DATASET"
+    )
+    configuration: str | None = option(
+        None,
+        "configuration to plan; default: 3d_fullres, or 2d for pictures and architectures without 3D",
+        flags=("-c", "--configuration"),
+        metavar="NAME",
+    )
+    arch: tuple[str, ...] = option(
+        (), "only these, NAME with its presets or NAME:PRESET; default: all", metavar="NAME", many=True
+    )
+    memory: int | None = option(
+        None,
+        "memory for training, such as 8GB; default: that of the plan, else the GPU's, else the free RAM",
+        metavar="SIZE",
+        parse=parse_bytes,
+    )
+    device: str | None = option(
+        None, "cpu, cuda, ...; default: that of the plan, else a GPU if there is one", metavar="DEVICE"
+    )
+    json: bool = option(False, "print one JSON document instead of tables")
 
 
 @dataclass(frozen=True, kw_only=True)
