@@ -117,7 +117,8 @@ class UCTransNetU2(ChannelTransformerUNet):
         paper="a variant of Wang et al. 2022",
         summary="UCTransNet with dilated branches and a decoder of small U-Nets",
         base_width=32,
-        base_width_cpu=12,
+        # Dilated bfloat16 convolutions of 20 or 24 channels have NaN gradients in oneDNN, as of torch 2.13.
+        base_width_cpu=16,
         min_stages=3,
         max_stages=6,
         minimum_edge=8,
