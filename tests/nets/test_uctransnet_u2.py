@@ -5,6 +5,8 @@ from torch.nn import functional as F
 from autoseg.nets import build_network
 from autoseg.nets.uctransnet_u2 import DualDown, SmallUNet
 from autoseg.schema.plan import Architecture, Topology
+from tests.nets.zoo import build as zoo_build
+from tests.nets.zoo import planned
 
 FLAT = Topology(strides=((1, 1), (2, 2), (2, 1)), kernels=((3, 3),) * 3, features=(4, 6, 8))
 PLAIN_2D = Topology(strides=((1, 1), (2, 2), (2, 2), (2, 2)), kernels=((3, 3),) * 4, features=(4, 4, 4, 4))
@@ -143,3 +145,17 @@ def test_a_decoder_step_has_the_kernels_of_the_two_stages_that_it_joins():
     block = build(PLAIN_3D, (6, 28, 24), norm="none").decoder[0]
     assert reach(block.before, (15, 15, 15)) == (0, 2, 2)
     assert reach(block.below[1], (15, 15, 15)) == (2, 2, 2)
+
+
+def test_no_dilated_convolution_of_the_cpu_plan_has_channels_whose_gradients_are_nan():
+    # Seen with torch 2.13 on a CPU: bfloat16, channels last, more than 16 channels that are no multiple of 16.
+    topology, patch = planned("uctransnet_u2", (1, 1), (256, 320), divisor=1)
+    with torch.device("meta"):
+        network = zoo_build("uctransnet_u2", topology, patch)
+    dilated = [
+        module.in_channels
+        for module in network.modules()
+        if isinstance(module, torch.nn.Conv2d) and max(module.dilation) > 1
+    ]
+    assert dilated
+    assert all(channels <= 16 or channels % 16 == 0 for channels in dilated)
