@@ -26,16 +26,19 @@ def cpu_batch(patch: Shape) -> int:
     return max(MINIMUM, math.ceil(CPU_VOXELS / math.prod(patch)))
 
 
-def largest_batch(memory: Callable[[int], int], budget: int, limit: int) -> int:
+def largest_batch(memory: Callable[[int], int], budget: int, limit: int, *, known: int = 2 * MINIMUM) -> int:
     """The largest batch up to ``limit`` that fits; two where two do not fit either (the caller checks).
 
     Memory grows linearly with the batch: two values say where the budget ends, and a third one checks it.
+
+    Args:
+        known: a batch of more than two whose memory was asked for before, and so costs nothing.
     """
     if limit <= MINIMUM:
         return MINIMUM
-    known = memory(MINIMUM)
-    slope = max(1.0, (memory(2 * MINIMUM) - known) / MINIMUM)
-    batch = min(limit, max(MINIMUM, MINIMUM + int((budget - known) / slope)))
+    least = memory(MINIMUM)
+    slope = max(1.0, (memory(known) - least) / (known - MINIMUM))
+    batch = min(limit, max(MINIMUM, MINIMUM + int((budget - least) / slope)))
     while batch > MINIMUM and memory(batch) > budget:
         batch -= 1
     return batch

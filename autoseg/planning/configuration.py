@@ -142,7 +142,8 @@ def _choose_batch(situation: Situation, chosen: Candidate, dataset_voxels: float
     def memory(batch: int) -> int:
         return situation.step_cost(chosen.topology, chosen.patch, batch).memory_bytes
 
-    batch = largest_batch(memory, situation.usable, wanted)
+    known = max(_least_batch(situation, chosen, dataset_voxels), 2 * MINIMUM)
+    batch = largest_batch(memory, situation.usable, wanted, known=known)
     if batch < wanted:
         return batch, [f"batch {batch}: the largest that fits into {size(situation.usable)}"]
     if batch == MINIMUM:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 
+from autoseg.planning.batch import MINIMUM
 from autoseg.planning.configuration import patch_share, plan_configuration
 from autoseg.planning.situation import Situation
 from autoseg.schema.fingerprint import Spacing
@@ -78,7 +79,8 @@ def plan_cascade(
         situation,
         in_channels=situation.in_channels + num_foreground,
         patch_size=fullres.patch_size,
-        batch_size=None,
+        # Another batch than that of full resolution is looked for only if that was more than the least.
+        batch_size=fullres.batch_size if fullres.batch_size == MINIMUM else None,
     )
     made = plan_configuration(
         "3d_cascade_fullres",
