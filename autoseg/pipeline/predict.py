@@ -148,7 +148,8 @@ def choose_model(settings: PredictSettings) -> ModelFolder:
     root = workspace.results / dataset
     trained = [folder for folder in map(ModelFolder, sorted(root.glob("*"))) if folder.finished_folds()]
     fitting = [folder for folder in trained if settings.configuration in {None, _configuration_of(folder)}]
-    fitting = [folder for folder in fitting if settings.arch in {None, _architecture_of(folder)}]
+    if settings.arch is not None:
+        fitting = [folder for folder in fitting if settings.arch == _architecture_of(folder)]
     if not fitting:
         asked = {"configuration": settings.configuration, "architecture": settings.arch}
         wanted = " and ".join(f"{what} {name}" for what, name in asked.items() if name)

@@ -307,7 +307,7 @@ def store_of(folder: PreparedFolder, made: Plan, configuration: Configuration) -
     main = records.load(Plan, folder.plan) if folder.plan.exists() else made
     if name in main.names and main.configuration(name).spacing == configuration.spacing:
         return CaseStore(folder.store(name))
-    return CaseStore(folder.store(f"{name}_{configuration.architecture.label.replace(':', '-')}"))
+    return CaseStore(folder.own_store(name, configuration.architecture.label))
 
 
 def preprocess_configuration(

@@ -107,10 +107,8 @@ def set_up(settings: TrainSettings, *, model: ModelFolder | None = None) -> Trai
     workspace = resolve_workspace(settings.workdir)
     name = choose_dataset(settings.dataset[0] if settings.dataset else None, workspace)
     folder = workspace.prepared(name)
-    if not folder.plan.exists():
-        raise DatasetError(f"{name} has no plan yet", hint=f"run autoseg_plan_and_preprocess -d {name} first")
-    spec = records.load(DatasetSpec, folder.dataset)
     plan = plan_for(folder, settings.arch, device=settings.device)
+    spec = records.load(DatasetSpec, folder.dataset)
     configuration = _configuration(plan, settings)
     if plan.device == "cpu" and choose_device(settings.device).type == "cuda":
         _LOG.warning("this plan was made for a CPU: a narrow network; autoseg_plan -d %s makes one for the GPU", name)

@@ -40,9 +40,13 @@ class Workspace:
         return RaceFolder(self.results / dataset / "race")
 
 
-def _model_name(configuration: str, architecture: str) -> str:
+def _file_name(architecture: str) -> str:
     # A colon is no character for a folder.
-    return f"{architecture.replace(':', '-')}_{configuration}"
+    return architecture.replace(":", "-")
+
+
+def _model_name(configuration: str, architecture: str) -> str:
+    return f"{_file_name(architecture)}_{configuration}"
 
 
 @dataclass(frozen=True)
@@ -70,7 +74,7 @@ class PreparedFolder:
 
     def alternative(self, architecture: str) -> Path:
         """The plan for another architecture than that of ``plan``, from the same settings."""
-        return self.root / "plans" / f"{architecture.replace(':', '-')}.json"
+        return self.root / "plans" / f"{_file_name(architecture)}.json"
 
     def alternative_origin(self, architecture: str) -> Path:
         return self.alternative(architecture).with_suffix(".origin.json")
@@ -81,6 +85,10 @@ class PreparedFolder:
 
     def store(self, configuration: str) -> Path:
         return self.root / configuration
+
+    def own_store(self, configuration: str, architecture: str) -> Path:
+        """The store of an architecture (NAME or NAME:PRESET) whose images are preprocessed in a way of their own."""
+        return self.store(f"{configuration}_{_file_name(architecture)}")
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from autoseg.schema.architecture import OPTIMIZERS
+
 
 def option(
     default: Any,
@@ -203,9 +205,7 @@ class TrainSettings(CommonSettings):
         metavar="TIME",
         parse=parse_duration,
     )
-    optimizer: str | None = option(
-        None, "optimizer; default: the architecture's", metavar="NAME", choices=("sgd", "adam", "adamw")
-    )
+    optimizer: str | None = option(None, "optimizer; default: the architecture's", metavar="NAME", choices=OPTIMIZERS)
     lr: float | None = option(
         None, "highest learning rate; default: the architecture's, 0.01 for the U-Net", metavar="RATE", above=0
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,7 +12,7 @@ import torch
 
 from autoseg import records
 from autoseg.augment import Policy, make_policy
-from autoseg.errors import ResourceError, StoppedError
+from autoseg.errors import ResourceError
 from autoseg.log import duration, get_logger
 from autoseg.losses import segmentation_loss
 from autoseg.nets import build_network
@@ -23,12 +23,12 @@ from autoseg.schema.plan import Configuration, Plan
 from autoseg.schema.report import FoldRun
 from autoseg.schema.settings import TrainSettings
 from autoseg.schema.splits import Fold
-from autoseg.training import hooks
-from autoseg.training.checkpoint import bare, load_checkpoint, save_checkpoint, save_weights
+from autoseg.training.checkpoint import bare, save_weights
 from autoseg.training.compiled import try_compile
 from autoseg.training.data import PatchSource, batches
 from autoseg.training.distributed import World, agree, joined_world, local_share, read_world, world_device, wrap
-from autoseg.training.fit import Hook, fit
+from autoseg.training.fit import Hook, OnlineScores, TakeStep, fit
+from autoseg.training.keeping import epoch_hooks, go_on, leave, run_record, stopped
 from autoseg.training.online import make_validation
 from autoseg.training.optim import make_optimizer
 from autoseg.training.sampling import TRAIN, VALIDATION, Stream
@@ -41,12 +41,8 @@ _LOG = get_logger(__name__)
 # Part of the steps of an epoch that validation patches may take when a time budget is kept.
 BUDGET_VALIDATION_PART = 8
 GPU_LOADERS = 12
-# Writing a checkpoint after every short epoch would cost more than the epoch; losing a minute costs nobody much.
-SECONDS_BETWEEN_CHECKPOINTS = 60.0
-SECONDS_BETWEEN_PLOTS = 30.0
 # A CPU step takes about a second.
 STEPS_OF_DAYS = 100_000
-PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,38 +111,27 @@ def _train_fold(
 ) -> FoldRun:
     kitchen = make_kitchen(task, device, world)
     state = make_state(task, kitchen)
-    if task.folder.checkpoint.exists():
-        precision = load_checkpoint(task.folder.checkpoint, state, signature=task.signature, device=device)
-        kitchen = replace(kitchen, precision=PRECISIONS[precision])
-        _LOG.info("fold %s: going on after %d steps (%s)", task.name, state.step, duration(state.elapsed))
+    kitchen = replace(kitchen, precision=go_on(task, state, precision=kitchen.precision, device=device))
     seconds = None
     if target_seconds is not None:
         # Only the first process validates and knows the clock; all must train for the same time.
         seconds = agree(target_seconds(state, kitchen) if world.is_first else 0.0, world, device)
     schedule = make_schedule(task.settings, seconds)
     if schedule.finished(state.step, state.elapsed) and task.folder.weights.exists():
-        return _record(task, state, seconds, "trained")
+        return run_record(task, state, seconds, "trained")
     announce(task, state, kitchen, schedule)
     if world.is_first:
         records.remove_partial(task.folder.root)
-        records.save(task.folder.run, _record(task, state, seconds, "training"))
+        records.save(task.folder.run, run_record(task, state, seconds, "training"))
     with memory_errors(task):
         state.network = wrap(_compiled(task, state, kitchen), world, device)
     with memory_errors(task):
         finished = _run(task, state, kitchen, schedule, world, stop=stop, draw_progress=draw_progress)
     if world.is_first:
-        _save(task, state, kitchen)
-        hooks.write_log(task.folder.log)(state)
-        if draw_progress is not None and state.history:
-            draw_progress(state)
+        leave(task, state, precision=kitchen.precision, seconds=seconds, draw_progress=draw_progress)
     if not finished:
-        if world.is_first:
-            records.save(task.folder.run, _record(task, state, seconds, "training"))
-        raise StoppedError(
-            f"fold {task.name} was stopped after {state.step} steps; its checkpoint is written",
-            hint="run the same command again to go on",
-        )
-    record = _record(task, state, seconds, "trained")
+        raise stopped(task, state)
+    record = run_record(task, state, seconds, "trained")
     if world.is_first:
         metadata = {"configuration": task.configuration.name, "fold": task.name, "signature": task.signature}
         save_weights(task.folder.weights, state.network, metadata=metadata)
@@ -235,31 +220,48 @@ def _run(
     stop: Callable[[], bool],
     draw_progress: Hook | None,
 ) -> bool:
-    labels = task.plan.labels
-    train = patch_source(task, kitchen, world)
-    validation = replace(train, ids=task.cases.val, policy=None, stream=replace(kitchen.stream, kind=VALIDATION))
-    batch_dice = task.configuration.batch_dice
-    loss = segmentation_loss(labels, batch_dice=batch_dice, weights=output_weights(state.network))
-    validate = make_validation(
-        validation,
-        labels=labels,
-        loss=segmentation_loss(labels, batch_dice=batch_dice),
-        kitchen=kitchen,
-        world=world,
-        count=validation_batches(task.settings, schedule),
-    )
-    with batches(train, first_step=state.step, workers=loaders(task.settings, kitchen.device)) as stream:
+    with open_steps(task, kitchen, world, state.network, first_step=state.step) as take_step:
         return fit(
             state,
-            stepper(stream, loss=loss, kitchen=kitchen, clip_norm=task.recipe.clip_norm),
-            validate=validate,
+            take_step,
+            validate=fold_validation(task, kitchen, world, schedule),
             schedule=schedule,
             recipe=task.recipe,
             device=kitchen.device,
             world=world,
-            hooks=_hooks(task, kitchen, schedule, draw_progress) if world.is_first else (),
+            hooks=epoch_hooks(task, schedule, precision=kitchen.precision, draw_progress=draw_progress)
+            if world.is_first
+            else (),
             stop=stop,
         )
+
+
+@contextmanager
+def open_steps(
+    task: FoldTask, kitchen: Kitchen, world: World, network: torch.nn.Module, *, first_step: int
+) -> Iterator[TakeStep]:
+    """A function that takes the fold's next step; its worker processes end with the context."""
+    loss = segmentation_loss(
+        task.plan.labels, batch_dice=task.configuration.batch_dice, weights=_output_weights(network)
+    )
+    source, workers = patch_source(task, kitchen, world), _loaders(task.settings, kitchen.device)
+    with batches(source, first_step=first_step, workers=workers) as stream:
+        yield stepper(stream, loss=loss, kitchen=kitchen, clip_norm=task.recipe.clip_norm)
+
+
+def fold_validation(
+    task: FoldTask, kitchen: Kitchen, world: World, schedule: Schedule
+) -> Callable[[TrainState], OnlineScores]:
+    """A function that scores a state on patches of the fold's validation cases."""
+    source = patch_source(task, kitchen, world)
+    return make_validation(
+        replace(source, ids=task.cases.val, policy=None, stream=replace(kitchen.stream, kind=VALIDATION)),
+        labels=task.plan.labels,
+        loss=segmentation_loss(task.plan.labels, batch_dice=task.configuration.batch_dice),
+        kitchen=kitchen,
+        world=world,
+        count=_validation_batches(task.settings, schedule),
+    )
 
 
 def patch_source(task: FoldTask, kitchen: Kitchen, world: World) -> PatchSource:
@@ -277,13 +279,13 @@ def patch_source(task: FoldTask, kitchen: Kitchen, world: World) -> PatchSource:
     )
 
 
-def output_weights(network: torch.nn.Module) -> tuple[float, ...]:
+def _output_weights(network: torch.nn.Module) -> tuple[float, ...]:
     """How much each training output counts, under whatever wraps the network."""
     weights: tuple[float, ...] = bare(network).output_weights  # type: ignore[assignment]
     return weights
 
 
-def validation_batches(settings: TrainSettings, schedule: Schedule) -> Callable[[int], int]:
+def _validation_batches(settings: TrainSettings, schedule: Schedule) -> Callable[[int], int]:
     """A function from the steps of an epoch to the batches that validate it."""
 
     def count(epoch_steps: int) -> int:
@@ -294,7 +296,7 @@ def validation_batches(settings: TrainSettings, schedule: Schedule) -> Callable[
     return count
 
 
-def loaders(settings: TrainSettings, device: torch.device) -> int:
+def _loaders(settings: TrainSettings, device: torch.device) -> int:
     """On a CPU the step itself needs every core; on a GPU reading must keep ahead of it."""
     if settings.workers is not None:
         return settings.workers
@@ -303,27 +305,6 @@ def loaders(settings: TrainSettings, device: torch.device) -> int:
     from autoseg.parallel import cores
 
     return max(1, min(GPU_LOADERS, cores() - 1))
-
-
-def _hooks(task: FoldTask, kitchen: Kitchen, schedule: Schedule, draw_progress: Hook | None) -> Sequence[Hook]:
-    chosen = [
-        hooks.log_epoch(schedule),
-        hooks.write_log(task.folder.log),
-        hooks.now_and_then(lambda state: _keep(task, state, kitchen, schedule), seconds=SECONDS_BETWEEN_CHECKPOINTS),
-    ]
-    if draw_progress is not None:
-        chosen.append(hooks.now_and_then(draw_progress, seconds=SECONDS_BETWEEN_PLOTS))
-    return chosen
-
-
-def _save(task: FoldTask, state: TrainState, kitchen: Kitchen) -> None:
-    precision = next(name for name, kind in PRECISIONS.items() if kind is kitchen.precision)
-    save_checkpoint(task.folder.checkpoint, state, signature=task.signature, precision=precision)
-
-
-def _keep(task: FoldTask, state: TrainState, kitchen: Kitchen, schedule: Schedule) -> None:
-    _save(task, state, kitchen)
-    records.save(task.folder.run, _record(task, state, schedule.seconds, "training"))
 
 
 def announce(task: FoldTask, state: TrainState, kitchen: Kitchen, schedule: Schedule) -> None:
@@ -345,17 +326,3 @@ def announce(task: FoldTask, state: TrainState, kitchen: Kitchen, schedule: Sche
     )
     if (schedule.steps or 0) >= STEPS_OF_DAYS and kitchen.device.type == "cpu" and state.step == 0:
         _LOG.info("on a CPU this takes days: --time-budget 2h fits training to the time you have")
-
-
-def _record(task: FoldTask, state: TrainState, seconds: float | None, status: str) -> FoldRun:
-    return FoldRun(
-        fold=task.name,
-        status=status,
-        signature=task.signature,
-        target_epochs=task.settings.epochs if seconds is None else None,
-        target_seconds=seconds,
-        budget=task.settings.time_budget,
-        epochs=state.epoch,
-        steps=state.step,
-        seconds=state.elapsed,
-    )

@@ -14,40 +14,30 @@ from dataclasses import dataclass, replace
 import torch
 
 from autoseg import records
-from autoseg.errors import SettingError, StoppedError
-from autoseg.log import duration, get_logger
-from autoseg.losses import segmentation_loss
+from autoseg.errors import SettingError
 from autoseg.nets.device import choose_device, tune
 from autoseg.nets.u2net3d import U2Net3D, UniversalU2Net
 from autoseg.schema.folders import FoldFolder
 from autoseg.schema.report import FoldRun
-from autoseg.training import hooks
-from autoseg.training.checkpoint import load_checkpoint, save_checkpoint, save_weights
-from autoseg.training.data import batches
+from autoseg.schema.settings import TrainSettings
+from autoseg.training.checkpoint import save_weights
 from autoseg.training.distributed import read_world
 from autoseg.training.fit import Hook, OnlineScores, TakeStep, fit
 from autoseg.training.fold import (
-    PRECISIONS,
-    SECONDS_BETWEEN_CHECKPOINTS,
-    SECONDS_BETWEEN_PLOTS,
     FoldTask,
     announce,
-    loaders,
+    fold_validation,
     make_kitchen,
+    make_schedule,
     make_state,
     memory_errors,
-    output_weights,
-    patch_source,
-    validation_batches,
+    open_steps,
 )
-from autoseg.training.online import make_validation
+from autoseg.training.keeping import epoch_hooks, go_on, leave, run_record, stopped
 from autoseg.training.optim import make_optimizer
-from autoseg.training.sampling import VALIDATION
 from autoseg.training.schedule import Schedule
 from autoseg.training.state import TrainState
-from autoseg.training.step import Kitchen, stepper
-
-_LOG = get_logger(__name__)
+from autoseg.training.step import Kitchen
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +50,10 @@ class JointTask:
     @property
     def name(self) -> str:
         return self.domains[0].name
+
+    @property
+    def settings(self) -> TrainSettings:
+        return self.domains[0].settings
 
     @property
     def signature(self) -> str:
@@ -91,35 +85,28 @@ def train_joint_fold(
         raise SettingError(
             "several datasets at once are trained by one process", hint="start autoseg_train without torchrun"
         )
-    settings = task.domains[0].settings
-    device = choose_device(settings.device)
+    device = choose_device(task.settings.device)
     tune(device)
     kitchens = [make_kitchen(domain, device, world) for domain in task.domains]
     state = _joint_state(task, kitchens)
-    if task.folder.checkpoint.exists():
-        precision = load_checkpoint(task.folder.checkpoint, state, signature=task.signature, device=device)
-        kitchens = [replace(kitchen, precision=PRECISIONS[precision]) for kitchen in kitchens]
-        _LOG.info("fold %s: going on after %d steps (%s)", task.name, state.step, duration(state.elapsed))
+    precision = go_on(task, state, precision=kitchens[0].precision, device=device)
+    kitchens = [replace(kitchen, precision=precision) for kitchen in kitchens]
     views = [_view(state, index) for index in range(len(kitchens))]
     seconds = None if target_seconds is None else target_seconds(views, kitchens)
-    schedule = _schedule(task, seconds)
+    # Epochs and their iterations count for each dataset, so that none trains less than it would alone.
+    per_epoch = task.settings.iterations * len(task.domains)
+    schedule = make_schedule(replace(task.settings, iterations=per_epoch), seconds)
     if not (schedule.finished(state.step, state.elapsed) and _all_written(task)):
         for domain, view, kitchen in zip(task.domains, views, kitchens, strict=True):
             announce(domain, view, kitchen, schedule)
         records.remove_partial(task.folder.root)
         with memory_errors(task.domains[0]):
             finished = _run(task, state, kitchens, schedule, stop=stop, draw_progress=draw_progress)
-        _keep(task, state, kitchens[0], schedule, status="training")
-        hooks.write_log(task.folder.log)(state)
-        if draw_progress is not None and state.history:
-            draw_progress(state)
+        leave(task, state, precision=precision, seconds=seconds, draw_progress=draw_progress)
         if not finished:
-            raise StoppedError(
-                f"fold {task.name} was stopped after {state.step} steps; its checkpoint is written",
-                hint="run the same command again to go on",
-            )
+            raise stopped(task, state)
         _write_models(task, state)
-    record = _record(task, state, schedule, "trained")
+    record = run_record(task, state, seconds, "trained")
     records.save(task.folder.run, record)
     return record
 
@@ -146,15 +133,6 @@ def _view(state: TrainState, domain: int) -> TrainState:
     return replace(state, network=domains[domain], step=state.step // count, epoch_steps=state.epoch_steps // count)
 
 
-def _schedule(task: JointTask, seconds: float | None) -> Schedule:
-    """``epochs`` and ``iterations`` count for each dataset, so that none trains less than it would alone."""
-    settings = task.domains[0].settings
-    per_epoch = settings.iterations * len(task.domains)
-    return Schedule(
-        steps=settings.epochs * per_epoch if seconds is None else None, seconds=seconds, iterations=per_epoch
-    )
-
-
 def _run(
     task: JointTask,
     state: TrainState,
@@ -164,20 +142,14 @@ def _run(
     stop: Callable[[], bool],
     draw_progress: Hook | None,
 ) -> bool:
-    recipe, settings = task.domains[0].recipe, task.domains[0].settings
     world, count = read_world(), len(task.domains)
     with ExitStack() as stack:
         steps: list[TakeStep] = []
         for index, (domain, kitchen) in enumerate(zip(task.domains, kitchens, strict=True)):
             # Of the steps taken so far, those of this dataset.
             first = (state.step + count - 1 - index) // count
-            source = patch_source(domain, kitchen, world)
-            workers = loaders(settings, kitchen.device)
-            stream = stack.enter_context(batches(source, first_step=first, workers=workers))
-            batch_dice = domain.configuration.batch_dice
-            weights = output_weights(_view(state, index).network)
-            loss = segmentation_loss(domain.plan.labels, batch_dice=batch_dice, weights=weights)
-            steps.append(stepper(stream, loss=loss, kitchen=kitchen, clip_norm=recipe.clip_norm))
+            network = _view(state, index).network
+            steps.append(stack.enter_context(open_steps(domain, kitchen, world, network, first_step=first)))
 
         def take_step(current: TrainState) -> torch.Tensor:
             turn = current.step % count
@@ -188,10 +160,10 @@ def _run(
             take_step,
             validate=_validation(task, kitchens, schedule),
             schedule=schedule,
-            recipe=recipe,
+            recipe=task.domains[0].recipe,
             device=kitchens[0].device,
             world=world,
-            hooks=_hooks(task, kitchens[0], schedule, draw_progress),
+            hooks=epoch_hooks(task, schedule, precision=kitchens[0].precision, draw_progress=draw_progress),
             stop=stop,
         )
 
@@ -200,20 +172,10 @@ def _validation(
     task: JointTask, kitchens: Sequence[Kitchen], schedule: Schedule
 ) -> Callable[[TrainState], OnlineScores]:
     world = read_world()
-    single = []
-    for domain, kitchen in zip(task.domains, kitchens, strict=True):
-        source = patch_source(domain, kitchen, world)
-        stream = replace(kitchen.stream, kind=VALIDATION)
-        single.append(
-            make_validation(
-                replace(source, ids=domain.cases.val, policy=None, stream=stream),
-                labels=domain.plan.labels,
-                loss=segmentation_loss(domain.plan.labels, batch_dice=domain.configuration.batch_dice),
-                kitchen=kitchen,
-                world=world,
-                count=validation_batches(domain.settings, schedule),
-            )
-        )
+    single = [
+        fold_validation(domain, kitchen, world, schedule)
+        for domain, kitchen in zip(task.domains, kitchens, strict=True)
+    ]
 
     def validate(state: TrainState) -> OnlineScores:
         scores = [one(_view(state, index)) for index, one in enumerate(single)]
@@ -225,26 +187,6 @@ def _validation(
         return OnlineScores(loss=sum(score.loss for score in scores) / len(scores), dice=dice)
 
     return validate
-
-
-def _hooks(task: JointTask, kitchen: Kitchen, schedule: Schedule, draw_progress: Hook | None) -> Sequence[Hook]:
-    def keep(state: TrainState) -> None:
-        _keep(task, state, kitchen, schedule, status="training")
-
-    chosen = [
-        hooks.log_epoch(schedule),
-        hooks.write_log(task.folder.log),
-        hooks.now_and_then(keep, seconds=SECONDS_BETWEEN_CHECKPOINTS),
-    ]
-    if draw_progress is not None:
-        chosen.append(hooks.now_and_then(draw_progress, seconds=SECONDS_BETWEEN_PLOTS))
-    return chosen
-
-
-def _keep(task: JointTask, state: TrainState, kitchen: Kitchen, schedule: Schedule, *, status: str) -> None:
-    precision = next(name for name, kind in PRECISIONS.items() if kind is kitchen.precision)
-    save_checkpoint(task.folder.checkpoint, state, signature=task.signature, precision=precision)
-    records.save(task.folder.run, _record(task, state, schedule, status))
 
 
 def _write_models(task: JointTask, state: TrainState) -> None:
@@ -259,18 +201,3 @@ def _write_models(task: JointTask, state: TrainState) -> None:
 
 def _all_written(task: JointTask) -> bool:
     return all(domain.folder.weights.exists() for domain in task.domains)
-
-
-def _record(task: JointTask, state: TrainState, schedule: Schedule, status: str) -> FoldRun:
-    settings = task.domains[0].settings
-    return FoldRun(
-        fold=task.name,
-        status=status,
-        signature=task.signature,
-        target_epochs=settings.epochs if schedule.seconds is None else None,
-        target_seconds=schedule.seconds,
-        budget=settings.time_budget,
-        epochs=state.epoch,
-        steps=state.step,
-        seconds=state.elapsed,
-    )
