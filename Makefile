@@ -2,7 +2,8 @@
 # make test     the tests that take minutes; make test-all adds the long ones on real data
 # make lint     ruff, mypy, import contract
 # make docs     write docs/commands.md from the settings
-# make bench    one fold on a dataset with held-out cases: DATA=folder BUDGET=30m
+# make bench    every stage side by side with nnU-Net, which gets an environment of its own (about 40 minutes)
+# make held-out one fold on a dataset with held-out cases: DATA=folder BUDGET=30m
 # make wheel    build the wheel and try it in an empty environment
 # make clean    remove what these made
 
@@ -12,7 +13,7 @@ DATA ?= ../shared/data/Dataset004_Hippocampus
 BUDGET ?= 30m
 BIN := $(VENV)/bin
 
-.PHONY: setup demo test test-all lint docs bench wheel clean
+.PHONY: setup demo test test-all lint docs bench held-out wheel clean
 
 setup: $(VENV)/installed
 
@@ -42,6 +43,9 @@ docs: setup
 	$(BIN)/python docs/make_commands.py
 
 bench: setup
+	$(BIN)/python -m benchmarks
+
+held-out: setup
 	PATH="$(abspath $(BIN)):$$PATH" benchmarks/held_out.sh $(DATA) $(BUDGET)
 
 wheel: setup
