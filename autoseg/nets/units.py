@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from autoseg.errors import SettingError
 from autoseg.nets.blocks import CONV, MAX_POOL, SLOPE, norm
+from autoseg.nets.lean_norm import normalize_and_activate
 from autoseg.schema.fingerprint import Shape
 from autoseg.schema.plan import Topology
 
@@ -47,6 +48,10 @@ class ConvUnit(nn.Sequential):
             norm(style.normalization, c_out, ndim=ndim),
             activation(style.activation),
         )
+
+    def forward(self, x: Tensor) -> Tensor:
+        convolution, normalization, act = self
+        return normalize_and_activate(convolution(x), normalization, act)
 
 
 class UnitStack(nn.Sequential):
