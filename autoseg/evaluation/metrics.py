@@ -6,15 +6,13 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
-from scipy.ndimage import find_objects
 
 from autoseg.errors import DatasetError
+from autoseg.evaluation.boxes import Slices, bounding_boxes
 from autoseg.evaluation.lesions import lesion_f1
 from autoseg.evaluation.surface import assd, hd95, surface_dice, surface_distances
 from autoseg.schema.dataset import Label, Labels
 from autoseg.schema.report import CaseScores, ClassScores, EvaluationReport, MeanScores
-
-Slices = tuple[slice, ...]
 
 
 def case_scores(
@@ -70,14 +68,11 @@ def _check_arrays(reference: np.ndarray, prediction: np.ndarray, case: str) -> N
 
 
 def _boxes(labels: Labels, *arrays: np.ndarray) -> dict[int, list[Slices]]:
-    """Bounding boxes of every integer in each array, found in one pass over the array."""
-    largest = max(labels.leaves)
+    """Bounding boxes of every foreground integer in each array."""
     boxes: dict[int, list[Slices]] = {value: [] for value in labels.leaves}
     for array in arrays:
-        found = find_objects(array.astype(np.uint8) if array.dtype == bool else array, max_label=largest)
-        for value in labels.leaves:
-            if value > 0 and found[value - 1] is not None:
-                boxes[value].append(found[value - 1])
+        for value, box in bounding_boxes(array, [value for value in labels.leaves if value > 0]).items():
+            boxes[value].append(box)
     return boxes
 
 

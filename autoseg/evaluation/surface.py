@@ -7,11 +7,17 @@ surface-distance weighs by the area of a triangulated surface instead; on blobs 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
-from scipy.ndimage import distance_transform_edt
-from scipy.spatial import cKDTree
+
+# Neighbourhoods that are searched before anything else, in voxels of the finest axis.
+_REACHES = (2, 5, 9)
+# Neighbours looked up at once, so that they stay in the cache.
+_LOOKUPS = 1 << 18
 
 # Measured with scipy 1.17 (one core): a distance transform costs 0.15 to 0.35 us per voxel, a tree 2 to 13 us per query
 # point, so the tree wins while there are this many voxels per point. It also wants far less memory (80 bytes a voxel).
@@ -56,32 +62,105 @@ def surface_distances(
         Reference to prediction (one per surface voxel of the reference) and prediction to reference. Infinite where
         the other mask has no surface.
     """
-    first, second = surface(reference, ignored), surface(prediction, ignored)
-    return _directed(first, second, spacing), _directed(second, first, spacing)
+    near = _neighbourhood(tuple(spacing), reference.shape)
+    # A frame of background around both, so that no neighbour of a voxel lies outside the array.
+    frame = [(margin, margin) for margin in near.margins]
+    first, second = (np.pad(surface(mask, ignored), frame) for mask in (reference, prediction))
+    return _directed(first, second, near), _directed(second, first, near)
 
 
-def _directed(source: np.ndarray, target: np.ndarray, spacing: Sequence[float]) -> np.ndarray:
-    if not target.any():
-        return np.full(np.count_nonzero(source), np.inf)
+@dataclass(frozen=True)
+class _Neighbourhood:
+    """Offsets in voxels (n, axes) around a voxel and their lengths in mm (n,), ascending, ring after ring.
+
+    The rings are complete: offsets that are left out are longer, or lead out of the array. ``margins`` are the largest
+    offsets along each axis.
+    """
+
+    spacing: tuple[float, ...]
+    margins: tuple[int, ...]
+    rings: tuple[tuple[np.ndarray, np.ndarray], ...]
+
+
+def _neighbourhood(spacing: tuple[float, ...], shape: Sequence[int]) -> _Neighbourhood:
+    finest = min((step for step, length in zip(spacing, shape, strict=True) if length > 1), default=spacing[0])
+    farthest = finest * (_REACHES[-1] + 1)
+    margins = (min(length - 1, int(farthest / step)) for length, step in zip(shape, spacing, strict=True))
+    return _complete(spacing, finest, tuple(margins))
+
+
+@lru_cache(maxsize=64)
+def _complete(spacing: tuple[float, ...], finest: float, margins: tuple[int, ...]) -> _Neighbourhood:
+    # A little less, so that rounding lets in all or none of the offsets that are mirror images of each other.
+    limits = [0.0, *((reach + 1) * finest * (1 - 1e-6) for reach in _REACHES)]
+    offsets = np.stack(np.meshgrid(*(np.arange(-few, few + 1) for few in margins), indexing="ij"), axis=-1)
+    offsets = offsets.reshape(-1, len(margins))
+    lengths = np.sqrt(((offsets * np.asarray(spacing)) ** 2).sum(axis=1))
+    order = np.argsort(lengths, kind="stable")
+    bounds = np.searchsorted(lengths[order], limits, side="right")
+    rings = [order[low:high] for low, high in itertools.pairwise(bounds) if high > low]
+    return _Neighbourhood(spacing, margins, tuple((offsets[ring], lengths[ring]) for ring in rings))
+
+
+def _directed(source: np.ndarray, target: np.ndarray, near: _Neighbourhood) -> np.ndarray:
+    """For each voxel of ``source``, in C order, the distance to the nearest of ``target``, both inside their frame."""
+    points, others = np.flatnonzero(source), np.flatnonzero(target)
+    if not len(points) or not len(others):
+        return np.full(len(points), np.inf)
     # A good prediction shares most of its surface with the reference: those distances are 0 without a search.
-    apart = source & ~target
-    queries = np.count_nonzero(apart)
-    distances = np.zeros(np.count_nonzero(source))
-    if queries:
-        by_tree = queries * _VOXELS_PER_QUERY < source.size or source.size > _LARGEST_TRANSFORM
-        found = (_by_tree if by_tree else _by_transform)(apart, target, spacing)
-        distances[apart[source]] = found
+    distances = np.where(target.reshape(-1)[points], 0.0, np.inf)
+    left = np.flatnonzero(distances)
+    for offsets, lengths in near.rings:
+        _look_around(points, left, target, offsets, lengths, distances)
+        left = left[np.isinf(distances[left])]
+    if len(left):
+        by_transform = len(left) * _VOXELS_PER_QUERY > source.size and source.size <= _LARGEST_TRANSFORM
+        search = _by_transform if by_transform else _by_tree
+        distances[left] = search(points[left], target, near.spacing)
     return distances
 
 
-def _by_tree(source: np.ndarray, target: np.ndarray, spacing: Sequence[float]) -> np.ndarray:
+def _look_around(
+    points: np.ndarray,
+    which: np.ndarray,
+    target: np.ndarray,
+    offsets: np.ndarray,
+    lengths: np.ndarray,
+    distances: np.ndarray,
+) -> None:
+    """Write the distance of each point (flat index) in ``which`` that has a voxel of ``target`` at an offset.
+
+    Surfaces that are almost the same are a few voxels apart: this is then some ten times faster than a tree.
+    """
+    flat = target.reshape(-1)
+    jumps = offsets @ np.array(target.strides)
+    step = max(1, _LOOKUPS // len(jumps))
+    for start in range(0, len(which), step):
+        some = which[start : start + step]
+        hits = flat[points[some, None] + jumps]
+        first = hits.argmax(axis=1)
+        found = hits[np.arange(len(some)), first]
+        distances[some[found]] = lengths[first[found]]
+
+
+def _by_tree(points: np.ndarray, target: np.ndarray, spacing: Sequence[float]) -> np.ndarray:
+    """Distances from points (flat indices) to the nearest voxel of ``target``."""
+    # Takes 0.1 s to import, which a small folder of good predictions never needs.
+    from scipy.spatial import cKDTree
+
+    places, queries = (
+        np.stack(np.unravel_index(flat, target.shape), axis=1) * np.asarray(spacing)
+        for flat in (np.flatnonzero(target), points)
+    )
     # An unbalanced tree is built faster and answers as fast, because voxels are spread evenly.
-    tree = cKDTree(np.argwhere(target) * np.asarray(spacing), balanced_tree=False, compact_nodes=False)
-    return tree.query(np.argwhere(source) * np.asarray(spacing))[0]
+    return cKDTree(places, balanced_tree=False, compact_nodes=False).query(queries)[0]
 
 
-def _by_transform(source: np.ndarray, target: np.ndarray, spacing: Sequence[float]) -> np.ndarray:
-    return distance_transform_edt(~target, sampling=spacing)[source]
+def _by_transform(points: np.ndarray, target: np.ndarray, spacing: Sequence[float]) -> np.ndarray:
+    """As ``_by_tree``."""
+    from scipy.ndimage import distance_transform_edt
+
+    return distance_transform_edt(~target, sampling=spacing).reshape(-1)[points]
 
 
 def hd95(forward: np.ndarray, backward: np.ndarray) -> float:

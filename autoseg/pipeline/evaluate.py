@@ -179,8 +179,10 @@ def _check_grids(reference: Volume, prediction: Volume, pair: Pair, *, tolerance
 
 
 def _values(array: np.ndarray) -> set[int]:
-    # Plane by plane, because sorting a whole volume takes far longer.
-    return {int(value) for plane in array for value in np.unique(plane)}
+    # Only where a value differs from the one before: sorting all voxels takes twenty times longer.
+    flat = array.reshape(-1)
+    changes = np.flatnonzero(flat[1:] != flat[:-1])
+    return {int(flat[0]), *np.unique(flat[1:][changes]).tolist()}
 
 
 def _fault(pair: Pair, error: Exception) -> str:

@@ -6,6 +6,7 @@ import math
 import numpy as np
 import pytest
 import SimpleITK as sitk  # noqa: N813 - the field's name
+from scipy.ndimage import distance_transform_edt
 
 from autoseg.evaluation import surface as module
 from autoseg.evaluation.surface import assd, hd95, surface, surface_dice, surface_distances
@@ -62,9 +63,22 @@ def test_tree_and_transform_give_the_same_distances() -> None:
     rng = np.random.default_rng(1)
     source, target = rng.random((2, 12, 13, 14)) < 0.2
     spacing = (5.0, 0.3, 0.9)
+    points = np.flatnonzero(source)
     np.testing.assert_allclose(
-        module._by_tree(source, target, spacing), module._by_transform(source, target, spacing), rtol=1e-12
+        module._by_tree(points, target, spacing), module._by_transform(points, target, spacing), rtol=1e-12
     )
+
+
+@pytest.mark.parametrize("spacing", [(1.0, 1.0, 1.0), (5.0, 0.7, 0.9), (0.4, 2.0, 2.0), (50.0, 4.0, 4.0), (1, 1, 3.5)])
+def test_near_and_far_voxels_have_the_distances_of_a_transform(spacing: tuple[float, float, float]) -> None:
+    shape = (24, 40, 36)
+    first = ball(shape, (12, 18, 18), 8.0, (1.0, 1.0, 1.0))
+    second = np.roll(first, (1, -2, 3), axis=(0, 1, 2)) | cuboid(shape, (10, 16, 14), (13, 20, 28))
+    # A false structure at the far end of the volume, and one voxel at its very corner.
+    second[-3:, -4:, -5:] = second[0, 0, 0] = True
+    surfaces = surface(first), surface(second)
+    for found, source, target in zip(surface_distances(first, second, spacing), surfaces, surfaces[::-1], strict=True):
+        np.testing.assert_allclose(found, distance_transform_edt(~target, sampling=spacing)[source], rtol=1e-12)
 
 
 def test_cuboids_shifted_along_the_coarse_axis_are_one_slice_apart() -> None:
