@@ -15,7 +15,18 @@ COMMANDS = (
     "evaluate",
     "architectures",
     "demo",
+    "export",
+    "install",
+    "move_plan",
+    "plot",
+    "doctor",
+    "import",
 )
+# A word of Python cannot be the name of a function.
+FUNCTIONS = {"import": "import_"}
+
+ONNX = ["onnx>=1.17", "onnxscript>=0.5", "onnxruntime>=1.20"]
+TENSORBOARD = ["tensorboard>=2.16"]
 
 setup(
     name="autoseg",
@@ -47,13 +58,26 @@ setup(
         "psutil>=5.9",
     ],
     extras_require={
-        "test": ["pytest>=8", "pytest-xdist>=3.5", "hypothesis>=6.100", "nibabel>=5.2", "scikit-learn>=1.4"],
+        "onnx": ONNX,
+        "tensorboard": TENSORBOARD,
+        "mlflow": ["mlflow>=2.14"],
+        "wandb": ["wandb>=0.19"],
+        "dicom": ["pydicom>=3", "highdicom>=0.24"],
+        "test": [
+            "pytest>=8",
+            "pytest-xdist>=3.5",
+            "hypothesis>=6.100",
+            "nibabel>=5.2",
+            "scikit-learn>=1.4",
+            *ONNX,
+            *TENSORBOARD,
+        ],
         "dev": ["ruff>=0.8", "mypy>=1.11", "build>=1.2", "wheel>=0.43"],
     },
     entry_points={
         "console_scripts": [
             "autoseg=autoseg.cli.main:main",
-            *(f"autoseg_{verb}=autoseg.cli.main:{verb}" for verb in COMMANDS),
+            *(f"autoseg_{verb}=autoseg.cli.main:{FUNCTIONS.get(verb, verb)}" for verb in COMMANDS),
         ]
     },
     classifiers=[

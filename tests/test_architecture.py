@@ -24,6 +24,7 @@ LAYERS = (
     ("io", "ops"),
     ("fingerprint", "planning", "preprocessing", "evaluation"),
     ("nets", "losses", "augment"),
+    ("interop",),
     ("training", "inference", "report"),
     ("pipeline",),
     ("cli",),
@@ -32,7 +33,7 @@ LAYERS = (
 )
 RANK = {room: rank for rank, rooms in enumerate(LAYERS) for room in rooms}
 
-TORCH = {"training", "inference", "nets", "losses", "augment"}
+TORCH = {"training", "inference", "interop", "nets", "losses", "augment"}
 # The resampling matrices can be applied on a device, when the caller names one.
 TORCH_WHEN_CALLED = {"ops/resample.py"}
 # Third-party packages with an allowed set of rooms; None stands for the bottom rows and the command line.
@@ -50,6 +51,8 @@ PLACES = {
     "subprocess": set(),
     "pickle": set(),
     "nibabel": set(),
+    "pydicom": {"io"},
+    "highdicom": {"io"},
     "psutil": {"parallel"},
     "cattrs": {"records"},
 }

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Mapping
 
+from autoseg.cli.command import Command
+from autoseg.cli.tools import TOOLS
 from autoseg.schema.settings import (
     ArchitecturesSettings,
-    CommonSettings,
     DemoSettings,
     EvaluateSettings,
     PredictSettings,
@@ -17,44 +15,6 @@ from autoseg.schema.settings import (
     RaceSettings,
     TrainSettings,
 )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Command:
-    """``target`` is "module:function", imported only when the command runs.
-
-    ``text``, of the same form, makes of the result and the settings what the command prints to standard output.
-    ``groups`` arrange the fields in the help; a field that no group names is shown under "general".
-    """
-
-    verb: str
-    summary: str
-    description: str
-    settings: type[CommonSettings]
-    target: str
-    examples: tuple[tuple[str, str], ...]
-    required: tuple[str, ...] = ()
-    groups: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    text: str | None = None
-
-    @property
-    def script(self) -> str:
-        return f"autoseg_{self.verb}"
-
-    def load(self) -> Callable[[CommonSettings], Any]:
-        """The function behind ``target``; importing it brings numpy, torch and the rest."""
-        function: Callable[[CommonSettings], Any] = _attribute(self.target)
-        return function
-
-    def shown(self, result: Any, settings: CommonSettings) -> str:
-        """What goes to standard output; most commands say what they did through the log."""
-        return "" if self.text is None else str(_attribute(self.text)(result, settings))
-
-
-def _attribute(path: str) -> Any:
-    module, _, name = path.partition(":")
-    return getattr(importlib.import_module(module), name)
-
 
 _PREPARE_GROUPS = {
     "dataset": ("dataset", "verify", "tolerance"),
@@ -134,6 +94,7 @@ _COMMANDS = (
             "how long": ("epochs", "iterations", "val_iterations", "time_budget"),
             "recipe": ("optimizer", "lr", "weight_decay", "warmup", "batch_size", "seed", "mirror"),
             "machine": ("device", "workers", "compile"),
+            "watching": ("logger",),
             "afterwards": ("validate",),
         },
         examples=(
@@ -240,4 +201,4 @@ _COMMANDS = (
     ),
 )
 
-COMMANDS: Mapping[str, Command] = {command.verb: command for command in _COMMANDS}
+COMMANDS: Mapping[str, Command] = {command.verb: command for command in (*_COMMANDS, *TOOLS)}

@@ -83,6 +83,30 @@ def demo(argv: Sequence[str] | None = None) -> int:
     return _script("demo", argv)
 
 
+def import_(argv: Sequence[str] | None = None) -> int:
+    return _script("import", argv)
+
+
+def export(argv: Sequence[str] | None = None) -> int:
+    return _script("export", argv)
+
+
+def install(argv: Sequence[str] | None = None) -> int:
+    return _script("install", argv)
+
+
+def move_plan(argv: Sequence[str] | None = None) -> int:
+    return _script("move_plan", argv)
+
+
+def plot(argv: Sequence[str] | None = None) -> int:
+    return _script("plot", argv)
+
+
+def doctor(argv: Sequence[str] | None = None) -> int:
+    return _script("doctor", argv)
+
+
 def _script(verb: str, argv: Sequence[str] | None) -> int:
     command, words = COMMANDS[verb], _words(argv)
     if words == ["--version"]:
@@ -93,7 +117,9 @@ def _script(verb: str, argv: Sequence[str] | None) -> int:
 def _execute(command: Command, words: Sequence[str], *, prog: str) -> None:
     settings = parse(command, words, prog=prog)
     log.configure(quiet=settings.quiet, debug=settings.debug)
-    sys.stdout.write(command.shown(command.load()(settings), settings))
+    result = command.load()(settings)
+    sys.stdout.write(command.shown(result, settings))
+    command.judge(result)
 
 
 def guarded(action: Callable[[], None], *, name: str, debug: bool) -> int:

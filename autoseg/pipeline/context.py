@@ -44,10 +44,9 @@ def choose_dataset(identifier: str | None, workspace: Workspace) -> str:
 
 
 def _prepared_name(identifier: str, workspace: Workspace) -> str | None:
-    """The name if preparation knows it already, so that training works where the raw data are gone."""
-    if not workspace.preprocessed.is_dir():
-        return None
-    names = [path.name for path in workspace.preprocessed.iterdir() if path.is_dir()]
+    """The name if it was prepared or a model of it is there, so that commands work where the raw data are gone."""
+    rooms = [room for room in (workspace.preprocessed, workspace.results) if room.is_dir()]
+    names = {path.name for room in rooms for path in room.iterdir() if path.is_dir()}
     if identifier in names:
         return identifier
     if identifier.isdigit():

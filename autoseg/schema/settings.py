@@ -229,6 +229,9 @@ class TrainSettings(CommonSettings):
         None, "worker processes that load patches", flags=("-w", "--workers"), metavar="N", minimum=0
     )
     compile: bool = option(True, "compile the network on a GPU, if a short trial shows that it works")
+    logger: tuple[str, ...] = option(
+        (), "tensorboard, mlflow, wandb: log there too, besides log.jsonl and log.csv", metavar="NAME", many=True
+    )
     validate: bool = option(True, "predict and score the cases of the fold after training")
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -29,6 +29,7 @@ from autoseg.training.data import PatchSource, batches
 from autoseg.training.distributed import World, agree, joined_world, local_share, read_world, world_device, wrap
 from autoseg.training.fit import Hook, OnlineScores, TakeStep, fit
 from autoseg.training.keeping import epoch_hooks, go_on, leave, run_record, stopped
+from autoseg.training.loggers import logging_to
 from autoseg.training.online import make_validation
 from autoseg.training.optim import make_optimizer
 from autoseg.training.sampling import TRAIN, VALIDATION, Stream
@@ -220,7 +221,14 @@ def _run(
     stop: Callable[[], bool],
     draw_progress: Hook | None,
 ) -> bool:
-    with open_steps(task, kitchen, world, state.network, first_step=state.step) as take_step:
+    with (
+        logging_to(task, state) if world.is_first else nullcontext() as log_epoch,
+        open_steps(task, kitchen, world, state.network, first_step=state.step) as take_step,
+    ):
+        hooks: tuple[Hook, ...] = ()
+        if log_epoch is not None:
+            kept = epoch_hooks(task, schedule, precision=kitchen.precision, draw_progress=draw_progress)
+            hooks = (*kept, log_epoch)
         return fit(
             state,
             take_step,
@@ -229,9 +237,7 @@ def _run(
             recipe=task.recipe,
             device=kitchen.device,
             world=world,
-            hooks=epoch_hooks(task, schedule, precision=kitchen.precision, draw_progress=draw_progress)
-            if world.is_first
-            else (),
+            hooks=hooks,
             stop=stop,
         )
 

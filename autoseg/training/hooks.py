@@ -5,10 +5,13 @@ A hook is a function of the state.
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from autoseg.log import duration, get_logger
 from autoseg.records import write_text
@@ -49,12 +52,32 @@ def _number(value: float | None, *, digits: int = 3) -> str:
 
 
 def write_log(path: Path) -> Callable[[TrainState], None]:
-    """``log.jsonl``, one epoch a line, always the whole history: a resumed run leaves no line twice."""
+    """``log.jsonl`` and ``log.csv``, one epoch a line, always the whole history: a resumed run leaves no line twice."""
 
     def hook(state: TrainState) -> None:
-        write_text(path, "".join(json.dumps(row) + "\n" for row in history_rows(state.history)))
+        rows = history_rows(state.history)
+        write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
+        write_text(path.with_suffix(".csv"), _csv(rows))
 
     return hook
+
+
+def _csv(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The rows as a table with a column ``dice NAME`` per label; what was not measured is left empty."""
+    flat = [
+        {
+            **{name: value for name, value in row.items() if name != "dice"},
+            **{f"dice {label}": value for label, value in row["dice"].items()},
+        }
+        for row in rows
+    ]
+    text = io.StringIO()
+    writer = csv.DictWriter(
+        text, fieldnames=list(dict.fromkeys(name for row in flat for name in row)), lineterminator="\n"
+    )
+    writer.writeheader()
+    writer.writerows(flat)
+    return text.getvalue()
 
 
 def now_and_then(hook: Callable[[TrainState], None], *, seconds: float) -> Callable[[TrainState], None]:

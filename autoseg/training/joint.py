@@ -34,6 +34,7 @@ from autoseg.training.fold import (
     open_steps,
 )
 from autoseg.training.keeping import epoch_hooks, go_on, leave, run_record, stopped
+from autoseg.training.loggers import logging_to
 from autoseg.training.optim import make_optimizer
 from autoseg.training.schedule import Schedule
 from autoseg.training.state import TrainState
@@ -144,6 +145,7 @@ def _run(
 ) -> bool:
     world, count = read_world(), len(task.domains)
     with ExitStack() as stack:
+        log_epoch = stack.enter_context(logging_to(task, state))
         steps: list[TakeStep] = []
         for index, (domain, kitchen) in enumerate(zip(task.domains, kitchens, strict=True)):
             # Of the steps taken so far, those of this dataset.
@@ -163,7 +165,10 @@ def _run(
             recipe=task.domains[0].recipe,
             device=kitchens[0].device,
             world=world,
-            hooks=epoch_hooks(task, schedule, precision=kitchens[0].precision, draw_progress=draw_progress),
+            hooks=(
+                *epoch_hooks(task, schedule, precision=kitchens[0].precision, draw_progress=draw_progress),
+                log_epoch,
+            ),
             stop=stop,
         )
 

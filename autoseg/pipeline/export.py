@@ -1,0 +1,149 @@
+"""``autoseg_export``: make one file of a trained model, or ONNX graphs."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from autoseg import records
+from autoseg.errors import ModelFolderError, SettingError
+from autoseg.io.bundle import Content, describe, file_sha256, write_bundle
+from autoseg.log import get_logger, size
+from autoseg.pipeline.card import card_text, make_card, public_run
+from autoseg.pipeline.predict import choose_model
+from autoseg.schema.dataset import DatasetSpec
+from autoseg.schema.folders import ModelFolder, Workspace
+from autoseg.schema.plan import Plan
+from autoseg.schema.report import EvaluationReport, RunReport
+from autoseg.schema.settings import PredictSettings
+from autoseg.schema.sharing import CARD, LICENCE, READABLE_CARD, Manifest
+from autoseg.schema.tools import ExportSettings
+from autoseg.version import version
+
+_LOG = get_logger(__name__)
+
+_NO_LICENCE = "not stated; ask whoever made the model before you use it"
+_NO_USE = "Not stated. This is research software, not a medical device: have every segmentation checked."
+_LARGEST_TEXT = 1 << 20
+
+
+def export(settings: ExportSettings) -> Path:
+    """Write the model that ``settings`` choose into one file (or, with ``onnx``, a folder) and return its path.
+
+    The same model gives the same bytes. Case names, paths and fingerprints stay behind.
+
+    Raises:
+        ModelFolderError: there is no trained model, or not these folds.
+        SettingError: the file exists already, or cannot be written.
+        ResourceError: the disk is full.
+    """
+    chosen = PredictSettings(
+        workdir=settings.workdir,
+        model=settings.model,
+        dataset=settings.dataset,
+        configuration=settings.configuration,
+        arch=settings.arch,
+    )
+    model = choose_model(chosen)
+    folds = _folds(model, settings.fold)
+    plan = records.load(Plan, model.plan)
+    name = model_name(model, plan)
+    if settings.onnx:
+        from autoseg.pipeline.export_onnx import export_onnx
+
+        return export_onnx(
+            model, folds, Path(settings.output or f"{plan.dataset}_{name}_onnx").expanduser(), force=settings.force
+        )
+    target = Path(settings.output or f"{plan.dataset}_{name}.autoseg.zip").expanduser().absolute()
+    if target.is_dir():
+        raise SettingError(f"{target} is a folder", hint="give the name of a file with -o")
+    if target.exists() and not settings.force:
+        raise SettingError(f"{target} exists already", hint="give another name with -o, or replace it with --force")
+    licence, text = _licence(settings.licence)
+    members = _members(model, folds, plan, licence=licence, licence_text=text, intended_use=settings.intended_use)
+    manifest = Manifest(dataset=plan.dataset, model=name, licence=licence, autoseg=version(), members=describe(members))
+    write_bundle(target, manifest, members)
+    if settings.licence is None:
+        _LOG.warning("no licence is stated, so nobody may use these weights without asking: give one with --licence")
+    _LOG.info("model: %s, folds %s", model.root, ", ".join(folds))
+    _LOG.info("file: %s, %s\nsha256: %s", target, size(target.stat().st_size), file_sha256(target))
+    return target
+
+
+def model_name(model: ModelFolder, plan: Plan) -> str:
+    """The folder that training gives such a model, wherever this one lies."""
+    configuration = plan.configuration(str(records.load(RunReport, model.run).settings.get("configuration")))
+    return Workspace(Path()).model(plan.dataset, configuration.name, configuration.architecture.label).root.name
+
+
+def _folds(model: ModelFolder, asked: tuple[str, ...]) -> tuple[str, ...]:
+    finished = model.finished_folds()
+    missing = [name for name in asked if name not in finished]
+    if missing:
+        raise ModelFolderError(
+            f"{model.root} has no trained fold {', '.join(missing)}", hint=f"trained are: {', '.join(finished)}"
+        )
+    return tuple(name for name in finished if not asked or name in asked)
+
+
+def _licence(given: str | None) -> tuple[str, str]:
+    """The licence in one line, and its text."""
+    text = _words(given, "--licence") if given is not None else _NO_LICENCE
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    if not lines:
+        raise SettingError("--licence is empty", hint="give a name such as CC-BY-4.0, or a text file")
+    return lines[0][:100], text.rstrip() + "\n"
+
+
+def _words(given: str, flag: str) -> str:
+    """The text itself, or that of the file it names.
+
+    Raises:
+        SettingError: the file is not text.
+    """
+    path = Path(given).expanduser()
+    try:
+        if len(given) > 1000 or not path.is_file():
+            return given
+        if path.stat().st_size > _LARGEST_TEXT:
+            raise SettingError(f"{flag}: {path} is larger than a text of words", hint="give a text file")
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise SettingError(f"{flag}: {path} is not text in UTF-8", hint="give a text file") from error
+
+
+def _members(
+    model: ModelFolder,
+    folds: tuple[str, ...],
+    plan: Plan,
+    *,
+    licence: str,
+    licence_text: str,
+    intended_use: str | None,
+) -> dict[str, Content]:
+    use = _words(intended_use, "--intended-use").strip() if intended_use is not None else _NO_USE
+    card = make_card(model, folds, licence=licence, intended_use=use)
+    spec = replace(records.load(DatasetSpec, model.dataset), cases=())
+    run = public_run(records.load(RunReport, model.run))
+    members: dict[str, Content] = {
+        model.plan.name: records.to_json(plan).encode(),
+        model.dataset.name: records.to_json(spec).encode(),
+        model.run.name: records.to_json(run).encode(),
+        CARD: records.to_json(card).encode(),
+        READABLE_CARD: card_text(card).encode(),
+        LICENCE: licence_text.encode(),
+    }
+    for name in ("selection.json", "postprocessing.json"):
+        path = model.root / name
+        if path.exists():
+            members[name] = path.read_bytes()
+    for name in folds:
+        folder, inside = model.fold(name), f"fold_{name}"
+        members[f"{inside}/{folder.weights.name}"] = folder.weights
+        if folder.run.exists():
+            members[f"{inside}/{folder.run.name}"] = folder.run.read_bytes()
+        if folder.summary.exists():
+            # Prediction ranks models by the means; cases have names and paths.
+            means = replace(records.load(EvaluationReport, folder.summary), cases=(), missing=(), faults=())
+            members[f"{inside}/validation/{folder.summary.name}"] = records.to_json(means).encode()
+    return members

@@ -1,0 +1,103 @@
+"""Bring a dataset or a model of another program into the work directory."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+from autoseg.errors import DatasetError, SettingError
+from autoseg.interop.collection import Collection, write_collection
+from autoseg.interop.dicom import dicom_collection
+from autoseg.interop.layouts import manifest_collection, msd_collection, nnunet_collection
+from autoseg.interop.nnunet_model import import_model, is_nnunet_model
+from autoseg.io.dicom import holds_dicom
+from autoseg.io.discover import read_dataset, resolve_workspace
+from autoseg.log import get_logger
+from autoseg.schema.importing import ImportSettings
+
+_LOG = get_logger(__name__)
+
+_NAME = re.compile(r"Dataset(\d{3,})_\w")
+
+
+def import_source(settings: ImportSettings) -> Path:
+    """Recognise ``settings.source`` and bring it; returns the dataset folder or the model folder.
+
+    Raises:
+        DatasetError, ModelFolderError, SettingError: it is nothing that is known, or it has faults; all are listed.
+        PartialError: some cases could not be brought.
+    """
+    source = Path(settings.source).expanduser().absolute()
+    if not source.exists():
+        raise SettingError(f"{source} does not exist", hint="give a folder, a manifest or a zip with -i")
+    workspace = resolve_workspace(settings.workdir)
+    if is_nnunet_model(source):
+        model = import_model(source, workspace.results, configuration=settings.configuration)
+        _LOG.info("model: %s", model)
+        return model
+    collection = _reader(source, settings)()
+    name = _dataset_name(settings.name or collection.name, workspace.raw)
+    done = write_collection(collection, workspace.raw / name, link=settings.link, workers=settings.workers)
+    # What was written is read again, by what the other commands read it with.
+    spec = read_dataset(done.folder)
+    _LOG.info(
+        "%d cases in %s (%d new), channels %s, labels %s",
+        len(spec.cases),
+        done.folder,
+        done.written,
+        ", ".join(spec.channels),
+        ", ".join(spec.labels.names),
+    )
+    return done.folder
+
+
+def _reader(source: Path, settings: ImportSettings) -> Callable[[], Collection]:
+    """What reads a source, by what lies in it."""
+    labels = None if settings.labels is None else Path(settings.labels).expanduser().absolute()
+    if source.is_file():
+        if source.suffix.lower() not in {".csv", ".tsv", ".json"}:
+            raise SettingError(
+                f"{source} is no manifest and no zip of an nnU-Net model",
+                hint="give a .csv or .json with the columns image, label, case, split",
+            )
+        return lambda: manifest_collection(source, channels=settings.channels, labels=labels)
+    path = source / "dataset.json"
+    if path.is_file():
+        decathlon = _has_training_list(path)
+        return lambda: msd_collection(source) if decathlon else nnunet_collection(source)
+    if holds_dicom(source):
+        return lambda: dicom_collection(source, channels=settings.channels, labels=labels)
+    raise DatasetError(
+        f"{source} is nothing that can be imported: it has no dataset.json, no nnU-Net model and no DICOM files",
+        hint="give an nnU-Net or Decathlon folder, a CSV or JSON manifest, an nnU-Net model, or a folder of DICOM",
+    )
+
+
+def _has_training_list(path: Path) -> bool:
+    try:
+        data = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError):
+        # Whoever reads it as a dataset says what is wrong.
+        return False
+    return isinstance(data, dict) and isinstance(data.get("training"), list) and bool(data["training"])
+
+
+def _dataset_name(wanted: str, raw: Path) -> str:
+    """``DatasetNNN_Name``: the name if it has this form, the number of a Decathlon task, else the next free number."""
+    if _NAME.match(wanted):
+        return wanted
+    word = re.sub(r"\W+", "_", wanted).strip("_") or "Imported"
+    task = re.fullmatch(r"Task(\d+)_(\w+)", word)
+    if task:
+        return f"Dataset{int(task[1]):03d}_{task[2]}"
+    there = sorted(raw.glob(f"Dataset*_{word}")) if raw.is_dir() else []
+    if there:
+        # Imported before: the same name goes on there.
+        return there[0].name
+    taken = [int(match[1]) for path in (raw.iterdir() if raw.is_dir() else ()) if (match := _NAME.match(path.name))]
+    return f"Dataset{max([*taken, 0]) + 1:03d}_{word}"
+
+
+__all__ = ["import_source"]

@@ -1,0 +1,154 @@
+"""``autoseg_install``: put the model of a file where prediction finds it."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from autoseg import records
+from autoseg.errors import ModelFolderError, RecordError, SettingError
+from autoseg.inference.ensemble import weights_configuration
+from autoseg.io.bundle import Bundle, describe, file_sha256, open_bundle
+from autoseg.io.discover import resolve_workspace
+from autoseg.log import get_logger
+from autoseg.pipeline.context import remember_dataset
+from autoseg.schema.dataset import DatasetSpec
+from autoseg.schema.folders import ModelFolder, Workspace
+from autoseg.schema.plan import Plan
+from autoseg.schema.report import RunReport
+from autoseg.schema.sharing import CARD, LICENCE, READABLE_CARD, Card, Manifest, is_folder_name
+from autoseg.schema.tools import InstallSettings
+
+_LOG = get_logger(__name__)
+
+_SHOWN_LICENCE_LINES = 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Installed:
+    """What is there now; ``was_there`` if the same model had been installed before."""
+
+    model: ModelFolder
+    manifest: Manifest
+    was_there: bool
+    card: str
+    licence: str
+
+
+def install(settings: InstallSettings) -> Installed:
+    """Check a file of ``autoseg_export`` and move its model, whole, into the results of the work directory.
+
+    Raises:
+        ModelFolderError: the file is damaged, tampered with or no model, or does not fit together.
+        SettingError: there is another model of that name, or the checksum is another one.
+        ResourceError: the disk is full.
+    """
+    path = Path(settings.file).expanduser().absolute()
+    workspace = resolve_workspace(settings.workdir)
+    if settings.name is not None and not is_folder_name(settings.name):
+        raise SettingError(f"{settings.name!r} cannot be the name of a folder", hint="give a plain --name")
+    with open_bundle(path) as bundle:
+        _compare(path, settings.sha256)
+        model = ModelFolder(workspace.results / bundle.manifest.dataset / (settings.name or bundle.manifest.model))
+        card, licence = bundle.text(READABLE_CARD), bundle.text(LICENCE)
+        was_there = _is_installed(model, bundle.manifest)
+        if not was_there:
+            _refuse_other(model, settings)
+            _place(bundle, model, workspace)
+    if not workspace.current.exists():
+        remember_dataset(bundle.manifest.dataset, workspace)
+    _LOG.info("model: %s%s", model.root, " (it was there already)" if was_there else "")
+    return Installed(model=model, manifest=bundle.manifest, was_there=was_there, card=card, licence=licence)
+
+
+def installed_text(installed: Installed, settings: InstallSettings) -> str:
+    """Card, licence, and how to go on. Characters that would steer a terminal are left out."""
+    lines = installed.licence.splitlines()
+    shown = lines[:_SHOWN_LICENCE_LINES]
+    if len(lines) > len(shown):
+        shown.append(f"... ({len(lines) - len(shown)} more lines in {installed.model.root / LICENCE})")
+    command = shlex.join(["autoseg_predict", "-m", str(installed.model.root), "-i", "IN", "-o", "OUT"])
+    text = "\n".join([installed.card, "## Licence", "", *shown, "", f"To use it: {command}"])
+    return "".join(letter for letter in text if letter.isprintable() or letter == "\n") + "\n"
+
+
+def _compare(path: Path, expected: str | None) -> None:
+    if expected is None:
+        return
+    if not re.fullmatch(r"[0-9a-fA-F]{64}", expected.strip()):
+        raise SettingError("--sha256 is not 64 hexadecimal digits", hint="copy it from where the file was announced")
+    found = file_sha256(path)
+    if found != expected.strip().lower():
+        raise SettingError(f"{path} has the checksum {found}, not the expected one", hint="fetch it again")
+
+
+def _is_installed(model: ModelFolder, manifest: Manifest) -> bool:
+    """Whether every member lies there unchanged, and no further fold."""
+    paths = {member.name: model.root / member.name for member in manifest.members}
+    if not all(path.is_file() for path in paths.values()) or set(model.finished_folds()) != set(manifest.folds):
+        return False
+    return describe(paths) == tuple(sorted(manifest.members, key=lambda member: member.name))
+
+
+def _refuse_other(model: ModelFolder, settings: InstallSettings) -> None:
+    if model.root.is_symlink() or (model.root.exists() and not model.root.is_dir()):
+        raise SettingError(f"{model.root} is a link or a file", hint="give another --name")
+    if model.root.exists() and not settings.force:
+        raise SettingError(
+            f"{model.root} holds another model", hint="give this one another --name, or replace that with --force"
+        )
+
+
+def _place(bundle: Bundle, model: ModelFolder, workspace: Workspace) -> None:
+    """Unpack beside the results, look it over, and rename: the model is there whole or not at all."""
+    records.make_folder(model.root.parent)
+    with records.writing(workspace.results):
+        # Hidden, and not among the models of the dataset, where prediction would find half of it.
+        staging = Path(tempfile.mkdtemp(prefix=".install-", dir=workspace.results))
+    try:
+        fresh = ModelFolder(staging / "new")
+        bundle.extract(fresh.root)
+        _check(fresh, bundle)
+        # mkdtemp makes private folders, its members are not.
+        with records.writing(model.root):
+            former = staging / "former"
+            if model.root.exists():
+                model.root.rename(former)
+            try:
+                fresh.root.rename(model.root)
+            except OSError:
+                if former.exists():
+                    former.rename(model.root)
+                raise
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def _check(model: ModelFolder, bundle: Bundle) -> None:
+    """Records can be read and belong together, and every fold says that it is of this configuration.
+
+    Raises:
+        ModelFolderError: they do not.
+    """
+    try:
+        plan = records.load(Plan, model.plan)
+        records.load(DatasetSpec, model.dataset)
+        records.load(Card, model.root / CARD)
+        name = str(records.load(RunReport, model.run).settings.get("configuration"))
+        plan.configuration(name)
+    except (RecordError, SettingError) as error:
+        raise ModelFolderError(
+            f"{bundle.path} does not hold a model that this autoseg can use: {error.message}", hint=error.hint
+        ) from error
+    problems = [
+        f"fold {fold}" for fold in model.finished_folds() if weights_configuration(model.fold(fold).weights) != name
+    ]
+    if plan.dataset != bundle.manifest.dataset or problems:
+        raise ModelFolderError(
+            f"{bundle.path} holds parts of different models: {', '.join(problems) or plan.dataset}",
+            hint="ask for a file that autoseg_export made",
+        )

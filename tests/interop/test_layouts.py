@@ -1,0 +1,259 @@
+"""Foreign datasets as dataset folders: the same voxels in the same places, whatever layout they came in."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK as sitk  # noqa: N813
+
+from autoseg.cli.main import main
+from autoseg.errors import DatasetError, ModelFolderError, PartialError, SettingError
+from autoseg.inference.predictor import Predictor
+from autoseg.io.discover import find_cases, read_dataset
+from autoseg.io.verify import check_spec
+from autoseg.pipeline.importing import import_source
+from autoseg.schema.importing import ImportSettings
+
+SHAPE = (4, 5, 6)
+
+
+def save(path: Path, data: np.ndarray) -> np.ndarray:
+    """(z, y, x) or (t, z, y, x) with ITK itself."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if data.ndim == 4:
+        image = sitk.JoinSeries([sitk.GetImageFromArray(part) for part in data])
+    else:
+        image = sitk.GetImageFromArray(data)
+    image.SetSpacing((0.5, 0.7, 2.0, 1.0)[: image.GetDimension()])
+    image.SetOrigin((3.0, -4.0, 5.0, 0.0)[: image.GetDimension()])
+    sitk.WriteImage(image, str(path))
+    return data
+
+
+def random(seed: int, *leading: int) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 500, (*leading, *SHAPE)).astype(np.int16)
+
+
+def labelled(seed: int, *values: int) -> np.ndarray:
+    return np.random.default_rng(seed).choice([0, *values], SHAPE).astype(np.uint8)
+
+
+def read(path: str | Path) -> np.ndarray:
+    image = sitk.ReadImage(str(path))
+    if image.GetDimension() == 3:
+        assert image.GetSpacing() == pytest.approx((0.5, 0.7, 2.0))
+        assert image.GetOrigin() == pytest.approx((3.0, -4.0, 5.0))
+    return sitk.GetArrayFromImage(image)
+
+
+@pytest.fixture
+def bring(tmp_path: Path) -> Callable[..., Path]:
+    def run(source: Path, **given: object) -> Path:
+        return import_source(ImportSettings(source=str(source), workdir=str(tmp_path / "work"), **given))
+
+    return run
+
+
+@pytest.fixture
+def task(tmp_path: Path) -> Path:
+    """A Decathlon task with two channels in 4D images."""
+    folder = tmp_path / "Task07_Organ"
+    for seed, name in enumerate(["organ_001", "organ_002"]):
+        save(folder / "imagesTr" / f"{name}.nii.gz", random(seed, 2))
+        save(folder / "labelsTr" / f"{name}.nii.gz", labelled(seed, 1, 2))
+    save(folder / "imagesTs" / "organ_003.nii.gz", random(9, 2))
+    content = {
+        "name": "Organ",
+        "licence": "CC-BY-SA 4.0",
+        "tensorImageSize": "4D",
+        "modality": {"0": "T2", "1": "ADC"},
+        "labels": {"0": "background", "2": "tumour", "1": "organ"},
+        "numTraining": 2,
+        "numTest": 1,
+        "training": [
+            {"image": f"./imagesTr/{name}.nii.gz", "label": f"./labelsTr/{name}.nii.gz"}
+            for name in ("organ_001", "organ_002")
+        ],
+        "test": ["./imagesTs/organ_003.nii.gz"],
+    }
+    (folder / "dataset.json").write_text(json.dumps(content))
+    return folder
+
+
+def test_a_decathlon_task_has_its_channels_split(bring, task):
+    folder = bring(task)
+    assert folder.name == "Dataset007_Organ"
+    spec = read_dataset(folder)
+    assert (spec.channels, spec.labels.names, spec.labels.leaves) == (("T2", "ADC"), ("organ", "tumour"), (0, 1, 2))
+    assert [case.id for case in spec.cases] == ["organ_001", "organ_002"]
+    assert check_spec(spec) == ()
+    for seed, case in enumerate(spec.cases):
+        for channel, image in enumerate(case.images):
+            np.testing.assert_array_equal(read(image), random(seed, 2)[channel])
+        np.testing.assert_array_equal(read(case.label), labelled(seed, 1, 2))
+    (held_out,) = find_cases(folder / "imagesTs", num_channels=2, file_ending=".nii.gz")
+    np.testing.assert_array_equal(read(held_out.images[1]), random(9, 2)[1])
+    assert json.loads((folder / "dataset.json").read_text())["licence"] == "CC-BY-SA 4.0"
+
+
+def test_what_was_stopped_goes_on_and_touches_nothing_that_is_complete(bring, task):
+    folder = bring(task)
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    made = {path: path.stat().st_mtime_ns for path in files}
+    (folder / "dataset.json").unlink()
+    lost = folder / "imagesTr" / "organ_002_0001.nii.gz"
+    lost.unlink()
+    bring(task)
+    assert sorted(path for path in folder.rglob("*") if path.is_file()) == files
+    untouched = [path for path in files if "organ_002" not in path.name and path.name != "dataset.json"]
+    assert len(untouched) == 5
+    assert all(path.stat().st_mtime_ns == made[path] for path in untouched)
+
+
+def test_an_nnunet_folder_is_copied_or_linked(bring, tmp_path):
+    source = tmp_path / "Dataset011_Raw"
+    for seed, name in enumerate(["a", "b"]):
+        save(source / "imagesTr" / f"{name}_0000.nrrd", random(seed))
+        save(source / "labelsTr" / f"{name}.nrrd", labelled(seed, 1, 2, 3))
+    save(source / "imagesTs" / "c_0000.nrrd", random(5))
+    save(source / "labelsTs" / "c.nrrd", labelled(5, 1))
+    labels = {"background": 0, "whole": [1, 2], "core": [2], "ignore": 3}
+    content = {
+        "channel_names": {"0": "CT"},
+        "labels": labels,
+        "regions_class_order": [1, 2],
+        "numTraining": 2,
+        "file_ending": ".nrrd",
+    }
+    (source / "dataset.json").write_text(json.dumps(content))
+    for link in (False, True):
+        folder = bring(source, link=link, name=f"Dataset01{2 + link}_New")
+        spec, truth = read_dataset(folder), read_dataset(source)
+        assert (spec.channels, spec.labels, spec.file_ending) == (truth.channels, truth.labels, truth.file_ending)
+        for case, origin in zip(spec.cases, truth.cases, strict=True):
+            for mine, theirs in zip((*case.images, case.label), (*origin.images, origin.label), strict=True):
+                assert Path(mine).is_symlink() is link
+                assert Path(mine).read_bytes() == Path(theirs).read_bytes()
+        assert {path.name for path in (folder / "labelsTs").iterdir()} == {"c.nrrd"}
+    assert folder.name == "Dataset013_New"
+
+
+@pytest.mark.parametrize("kind", ["csv", "semicolons", "json"])
+def test_a_manifest_of_paths_becomes_a_dataset(bring, tmp_path, kind):
+    rows = []
+    for seed, name in enumerate(["x", "y", "z"]):
+        save(tmp_path / "anywhere" / name / "t1.nii.gz", random(seed))
+        save(tmp_path / "anywhere" / name / "flair.mha", random(seed + 10))
+        save(tmp_path / "anywhere" / name / "mask.nrrd", labelled(seed, 2, 40))
+        row = {
+            "case": f"patient {name}",
+            "image_0": f"anywhere/{name}/t1.nii.gz",
+            "image_1": str(tmp_path / "anywhere" / name / "flair.mha"),
+            "label": f"anywhere/{name}/mask.nrrd",
+            "split": "test" if name == "z" else "train",
+        }
+        rows.append(row)
+    manifest = tmp_path / ("cohort.json" if kind == "json" else "cohort.csv")
+    if kind == "json":
+        content = {"channels": ["T1", "FLAIR"], "labels": {"background": 0, "a": 2, "b": 40}, "cases": rows}
+        manifest.write_text(json.dumps(content))
+        folder = bring(manifest)
+    else:
+        with manifest.open("w", newline="") as stream:
+            writer = csv.DictWriter(stream, list(rows[0]), delimiter=";" if kind == "semicolons" else ",")
+            writer.writeheader()
+            writer.writerows(rows)
+        folder = bring(manifest, channels=("T1", "FLAIR"))
+    assert folder.name == "Dataset001_cohort"
+    spec = read_dataset(folder)
+    assert spec.channels == ("T1", "FLAIR")
+    assert spec.labels.names == (("a", "b") if kind == "json" else ("label 2", "label 40"))
+    assert [case.id for case in spec.cases] == ["patient x", "patient y"]
+    for seed, case in enumerate(spec.cases):
+        np.testing.assert_array_equal(read(case.images[0]), random(seed))
+        np.testing.assert_array_equal(read(case.images[1]), random(seed + 10))
+        np.testing.assert_array_equal(read(case.label), labelled(seed, 2, 40))
+    (held_out,) = find_cases(folder / "imagesTs", num_channels=2, file_ending=spec.file_ending)
+    np.testing.assert_array_equal(read(held_out.images[1]), random(12))
+    assert len(list((folder / "labelsTs").iterdir())) == 1
+
+
+def test_all_wrong_rows_are_listed(bring, tmp_path):
+    save(tmp_path / "good.nii.gz", random(0))
+    lines = ["image,label", "good.nii.gz,lost.nii.gz", "good.nii.gz,", ",good.nii.gz", "gone.nii.gz,good.nii.gz"]
+    (tmp_path / "list.csv").write_text("\n".join(lines))
+    with pytest.raises(DatasetError) as caught:
+        bring(tmp_path / "list.csv")
+    for number in (1, 2, 3, 4):
+        assert f"row {number}:" in caught.value.message
+    assert not (tmp_path / "work").exists()
+
+
+def test_bad_files_are_listed_in_one_table_and_leave_no_dataset(bring, task):
+    (task / "labelsTr" / "organ_001.nii.gz").write_bytes(b"")
+    image = task / "imagesTr" / "organ_002.nii.gz"
+    image.write_bytes(image.read_bytes()[:200])
+    (task / "imagesTs" / "organ_003.nii.gz").unlink()
+    with pytest.raises(DatasetError, match="organ_003"):
+        bring(task)
+    save(task / "imagesTs" / "organ_003.nii.gz", random(9, 2))
+    with pytest.raises(PartialError) as caught:
+        bring(task)
+    assert "organ_002" in caught.value.message
+    assert "remedy" in caught.value.message
+    folder = task.parent / "work" / "raw" / "Dataset007_Organ"
+    assert not (folder / "dataset.json").exists()
+    assert (folder / "imagesTr" / "organ_001_0001.nii.gz").exists()
+    save(image, random(1, 2))
+    assert read_dataset(bring(task)).cases[1].id == "organ_002"
+
+
+def test_another_dataset_is_not_written_over(bring, task):
+    folder = bring(task)
+    before = (folder / "dataset.json").read_text()
+    changed = json.loads((task / "dataset.json").read_text())
+    changed["modality"]["0"] = "T1"
+    (task / "dataset.json").write_text(json.dumps(changed))
+    with pytest.raises(SettingError, match="another dataset"):
+        bring(task)
+    assert (folder / "dataset.json").read_text() == before
+
+
+def test_sources_that_are_nothing_are_refused_in_a_sentence(bring, tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DatasetError, match="nothing that can be imported"):
+        bring(tmp_path / "empty")
+    (tmp_path / "text.txt").write_text("x")
+    with pytest.raises(SettingError, match="no manifest"):
+        bring(tmp_path / "text.txt")
+    with pytest.raises(SettingError, match="does not exist"):
+        bring(tmp_path / "nowhere")
+
+
+def test_an_nnunet_model_becomes_a_model_of_its_dataset(bring, write_peer, tmp_path):
+    name = "nnUNetTrainer__nnUNetPlans__3d_fullres"
+    source = write_peer(tmp_path / name)
+    root = bring(source)
+    assert root == tmp_path / "work" / "results" / "Dataset011_Made" / name
+    assert Predictor.load(root, device="cpu").folds == ("0",)
+    assert bring(source) == root
+    assert not [path for path in (tmp_path / "work" / "results").iterdir() if path.name.startswith(".")]
+    other = write_peer(
+        tmp_path / "other" / name, axes=None, weights=lambda data: data["decoder.seg_layers.1.bias"].add_(1)
+    )
+    with pytest.raises(ModelFolderError, match="holds another model"):
+        bring(other)
+
+
+def test_the_command_says_what_it_did(task, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["import", "-i", str(task), "--workdir", "work"]) == 0
+    assert "2 cases in" in capsys.readouterr().err
+    assert main(["import", "-i", str(tmp_path / "none")]) == 2
+    assert os.fspath(tmp_path / "none") in capsys.readouterr().err
