@@ -46,6 +46,7 @@ def choose_sweep(
     heads: int,
     step: float,
     device: torch.device,
+    features: int | None = None,
     memory: int | None = None,
     extra_bytes: int = 0,
 ) -> Sweep:
@@ -63,8 +64,8 @@ def choose_sweep(
         ResourceError: not even one window at a time fits.
     """
     patch = (1, *configuration.patch_size) if configuration.ndim == 2 else configuration.patch_size
-    sweep = Sweep(patch=patch, heads=heads, step=step)
-    one = window_bytes(configuration, heads)
+    sweep = Sweep(patch=patch, heads=heads, features=features, step=step)
+    one = window_bytes(configuration, sweep.channels)
     if device.type == "cuda":
         free = _free_on_gpu(device) if memory is None else min(memory, _free_on_gpu(device))
         batch = _batch(patch, _GPU_BATCH_VOXELS, free, one)

@@ -8,7 +8,7 @@ does not commute with a decision made after upsampling, and regions would need a
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from autoseg.errors import ModelFolderError, ResourceError
+from autoseg.inference.freeze import freeze, take_off_head
 from autoseg.inference.mirror import mirrored_mean
 from autoseg.nets import build_network
 from autoseg.schema.plan import Configuration, Plan
@@ -26,6 +27,7 @@ class Ensemble:
     """Networks of one configuration in ``eval()`` on ``device``.
 
     ``precision`` is the autocast type or None; ``mirror_axes`` are spatial axes of the patch, empty for no mirroring.
+    ``heads`` are linear heads that were taken off the networks, one each, or empty where networks return logits.
     """
 
     networks: tuple[nn.Module, ...]
@@ -33,15 +35,32 @@ class Ensemble:
     device: torch.device
     precision: torch.dtype | None = None
     mirror_axes: tuple[int, ...] = ()
+    heads: tuple[nn.Conv2d | nn.Conv3d, ...] = ()
 
-    def logits(self, windows: Tensor, *, per_batch: int) -> Tensor:
-        """Mean logits (b, heads, z, y, x), float32 on ``device``, of windows (b, c, z, y, x); 2D windows have z = 1.
+    @property
+    def features(self) -> int | None:
+        """Channels of ``evaluate`` where ``head`` has to follow, None where it returns logits."""
+        return sum(head.in_channels for head in self.heads) or None
+
+    def autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, self.precision, enabled=self.precision is not None)
+
+    def head(self, features: Tensor) -> Tensor:
+        """Mean logits (n, heads) of features (n, features), float32."""
+        weight = torch.cat([head.weight.flatten(1) for head in self.heads], dim=1).float() / len(self.heads)
+        biases = [head.bias.float() for head in self.heads if head.bias is not None]
+        return nn.functional.linear(features, weight, torch.stack(biases).mean(dim=0) if biases else None)
+
+    def evaluate(self, windows: Tensor, *, per_batch: int) -> Tensor:
+        """Mean logits (b, heads, z, y, x) on ``device`` of windows (b, c, z, y, x); 2D windows have z = 1.
+
+        With ``heads``, the features of all networks in a row (b, features, z, y, x).
 
         Raises:
             ResourceError: the device ran out of memory.
         """
         try:
-            return self._mean(windows, per_batch=per_batch)
+            return self._evaluate(windows, per_batch=per_batch)
         except RuntimeError as error:
             # The CPU's allocator has no error class of its own.
             if not isinstance(error, torch.OutOfMemoryError) and "DefaultCPUAllocator" not in str(error):
@@ -51,19 +70,38 @@ class Ensemble:
                 hint="give less with --memory, close other programs, or use --device cpu",
             ) from error
 
-    def _mean(self, windows: Tensor, *, per_batch: int) -> Tensor:
+    def _evaluate(self, windows: Tensor, *, per_batch: int) -> Tensor:
         flat = windows.squeeze(2) if self.ndim == 2 else windows
         layout = torch.channels_last if self.ndim == 2 else torch.channels_last_3d
         x = flat.to(self.device).contiguous(memory_format=layout)
-        with torch.autocast(self.device.type, self.precision, enabled=self.precision is not None):
-            mean = self._member(0, x, per_batch)
-            for index in range(1, len(self.networks)):
-                mean = torch.lerp(mean, self._member(index, x, per_batch), 1 / (index + 1))
-        return mean.unsqueeze(2) if self.ndim == 2 else mean
+        with self.autocast():
+            if self.heads:
+                result = torch.cat([self._member(index, x, per_batch) for index in range(len(self.networks))], dim=1)
+            else:
+                result = self._member(0, x, per_batch)
+                for index in range(1, len(self.networks)):
+                    result = torch.lerp(result.float(), self._member(index, x, per_batch).float(), 1 / (index + 1))
+        return result.unsqueeze(2) if self.ndim == 2 else result
 
     def _member(self, index: int, x: Tensor, per_batch: int) -> Tensor:
         network = self.networks[index]
         return mirrored_mean(lambda batch: network(batch)[0], x, self.mirror_axes, per_batch=per_batch)
+
+
+def prepared(ensemble: Ensemble, configuration: Configuration, *, channels: int, heads: int) -> Ensemble:
+    """The ensemble in the form that predicts fastest: networks frozen for the CPU, and without their heads where
+    features are fewer than heads.
+    """
+    taken: list[nn.Conv2d | nn.Conv3d] = []
+    if heads > configuration.topology.features[0] * len(ensemble.networks):
+        example = torch.zeros((1, channels, *configuration.patch_size), device=ensemble.device)
+        with torch.inference_mode(), ensemble.autocast():
+            found = [take_off_head(network, example) for network in ensemble.networks]
+        taken = [head for head in found if head is not None]
+    if ensemble.device.type == "cpu":
+        for network in ensemble.networks:
+            freeze(network, ensemble.precision)
+    return replace(ensemble, heads=tuple(taken))
 
 
 def load_network(

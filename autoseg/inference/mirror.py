@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 def mirrored_mean(forward: Callable[[Tensor], Tensor], x: Tensor, axes: Sequence[int], *, per_batch: int) -> Tensor:
-    """Mean logits, float32, over all 2^n mirror images of a batch.
+    """Mean over all 2^n mirror images of a batch: float32, or as ``forward`` returns it where nothing is mirrored.
 
     Args:
         forward: (b, c, *spatial) to (b, heads, *spatial).
@@ -19,7 +19,7 @@ def mirrored_mean(forward: Callable[[Tensor], Tensor], x: Tensor, axes: Sequence
         per_batch: samples that may pass through the network at once; mirror images fill a batch together.
     """
     if not axes:
-        return forward(x).float()
+        return forward(x)
     subsets = [chosen for count in range(len(axes) + 1) for chosen in combinations(axes, count)]
     together = max(1, per_batch // x.shape[0])
     total = torch.zeros((), device=x.device)
@@ -27,5 +27,5 @@ def mirrored_mean(forward: Callable[[Tensor], Tensor], x: Tensor, axes: Sequence
         dims = [tuple(axis + 2 for axis in chosen) for chosen in subsets[first : first + together]]
         logits = forward(torch.cat([x.flip(mirrored) for mirrored in dims]))
         for mirrored, part in zip(dims, logits.split(x.shape[0]), strict=True):
-            total = total + part.flip(mirrored)
+            total = total + part.flip(mirrored).float()
     return total / len(subsets)

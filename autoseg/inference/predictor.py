@@ -13,8 +13,9 @@ import torch
 from autoseg import records
 from autoseg.errors import DatasetError, ModelFolderError, SettingError
 from autoseg.inference.budget import choose_sweep
-from autoseg.inference.ensemble import Ensemble, load_network, weights_configuration
+from autoseg.inference.ensemble import Ensemble, load_network, prepared, weights_configuration
 from autoseg.inference.stitch import stitch
+from autoseg.interop.nnunet_model import as_model_folder
 from autoseg.io import itk
 from autoseg.io.images import non_finite, read_channels
 from autoseg.io.volume import Geometry, Volume
@@ -66,6 +67,7 @@ class Predictor:
         step_size: float = 0.5,
         memory: int | None = None,
         prune: str | None = None,
+        exact: bool = False,
     ) -> Predictor:
         """Load the trained folds of a model folder.
 
@@ -75,6 +77,7 @@ class Predictor:
             step_size: distance of windows as a fraction of the patch, at most 1.
             memory: bytes that a prediction may use; None: 70% of what is free.
             prune: ``L1``, ``L2``, ...: only the shallower part of a UNet++, without the weights of the rest.
+            exact: float32 also where half precision is faster.
 
         Raises:
             ModelFolderError: no trained model, a fold is missing, or files do not fit each other.
@@ -82,7 +85,7 @@ class Predictor:
         """
         if not 0 < step_size <= 1:
             raise SettingError(f"a step size of {step_size} is not possible", hint="use more than 0, at most 1")
-        folder = ModelFolder(Path(model_folder))
+        folder = ModelFolder(as_model_folder(model_folder))
         names = _chosen_folds(folder, tuple(str(name) for name in folds))
         plan = records.load(Plan, folder.plan)
         configuration = for_inference(_configuration(folder, names, plan), prune)
@@ -96,13 +99,13 @@ class Predictor:
             ),
             ndim=configuration.ndim,
             device=chosen,
-            precision=choose_precision(chosen),
+            precision=None if exact else choose_precision(chosen),
             mirror_axes=_mirror_axes(folder, configuration) if mirror else (),
         )
         return Predictor(
             plan=plan,
             configuration=configuration,
-            ensemble=ensemble,
+            ensemble=prepared(ensemble, configuration, channels=len(plan.channels), heads=plan.labels.num_heads),
             folds=names,
             step_size=step_size,
             memory=memory,
@@ -177,6 +180,7 @@ class Predictor:
             case.image.shape[1:],
             self.configuration,
             heads=heads,
+            features=self.ensemble.features,
             step=self.step_size,
             device=self.ensemble.device,
             memory=self.memory,
@@ -190,10 +194,11 @@ class Predictor:
         )
 
         def evaluate(windows: torch.Tensor) -> torch.Tensor:
-            return self.ensemble.logits(windows, per_batch=sweep.per_batch)
+            return self.ensemble.evaluate(windows, per_batch=sweep.per_batch)
 
+        head = self.ensemble.head if self.ensemble.heads else None
         with torch.inference_mode():
-            for planes in stitch(case.image, evaluate, sweep):
+            for planes in stitch(case.image, evaluate, sweep, head=head):
                 restorer.add(planes)
         return Segmentation(restorer.finish(), restorer.probabilities)
 

@@ -16,8 +16,11 @@ import numpy as np
 from autoseg.errors import SettingError
 from autoseg.schema.fingerprint import Shape
 
-# The least weight of a voxel. Unbounded, corners that only one window covers would divide tiny sums by tiny weights.
-WEIGHT_FLOOR = 1e-3
+# The least weight of a voxel. Unbounded, corners that only one window covers would divide tiny sums by tiny weights;
+# sums in float16 need more. At the faces of an image all weights are small, and a high floor would make a plain mean
+# of windows of which some see the voxel at their very edge. This is nnU-Net's: the smallest float16, relative to 10.
+WEIGHT_FLOOR = 2.0**-24 / 10
+NARROW_FLOOR = 1e-3
 
 
 def tile_starts(length: int, patch: int, step: float) -> tuple[int, ...]:
@@ -38,16 +41,16 @@ def tile_starts(length: int, patch: int, step: float) -> tuple[int, ...]:
     return tuple(round(index * distance) for index in range(count))
 
 
-def gaussian_window(patch: Shape) -> np.ndarray:
+def gaussian_window(patch: Shape, *, floor: float = WEIGHT_FLOOR) -> np.ndarray:
     """Weights of a window, float32 of shape ``patch``: a Gaussian of sigma patch / 8 around voxel ``patch // 2``.
 
-    The maximum is 1 and nothing is below ``WEIGHT_FLOOR``.
+    The maximum is 1 and nothing is below ``floor``.
     """
     window = np.ones((), np.float64)
     for size in patch:
         offset = (np.arange(size) - size // 2) / (size / 8)
         window = window[..., None] * np.exp(-0.5 * offset**2)
-    return np.maximum(window, WEIGHT_FLOOR).astype(np.float32)
+    return np.maximum(window, floor).astype(np.float32)
 
 
 def centred_padding(shape: Shape, patch: Shape) -> tuple[tuple[int, int], ...]:

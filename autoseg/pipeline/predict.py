@@ -28,8 +28,10 @@ from autoseg.errors import (
     joined,
 )
 from autoseg.inference.predictor import Predictor, Segmentation
-from autoseg.io.discover import find_cases, repeated, resolve_workspace
-from autoseg.io.images import label_ending, read_channels, read_label, split_ending, write_label
+from autoseg.interop.nnunet_model import as_model_folder
+from autoseg.io.discover import repeated, resolve_workspace
+from autoseg.io.images import read_label, split_ending, write_label
+from autoseg.io.inputs import cases_to_predict, output_ending, read_case
 from autoseg.io.volume import Geometry
 from autoseg.log import duration, get_logger, progress
 from autoseg.parallel import map_cases, prefetch
@@ -89,7 +91,7 @@ def predict(settings: PredictSettings) -> PredictReport:
         raise SettingError("inputs and outputs are both needed", hint="give -i IN -o OUT")
     model = choose_model(settings)
     spec = records.load(DatasetSpec, model.dataset)
-    found = find_cases(Path(settings.inputs), num_channels=len(spec.channels), file_ending=spec.file_ending)
+    found = cases_to_predict(Path(settings.inputs), num_channels=len(spec.channels), file_ending=spec.file_ending)
     twins = _twins(found)
     cases = [case for case in found if case.id not in twins]
     outputs = Path(settings.outputs).expanduser().absolute()
@@ -142,7 +144,9 @@ def choose_model(settings: PredictSettings) -> ModelFolder:
         ModelFolderError: there is no trained model, or none of the configuration.
     """
     if settings.model is not None:
-        return _named_model(Path(settings.model).expanduser().absolute(), settings.configuration)
+        cache = resolve_workspace(settings.workdir).root / "cache" / "nnunet"
+        folder = as_model_folder(settings.model, cache, configuration=settings.configuration)
+        return _named_model(folder, settings.configuration)
     workspace = resolve_workspace(settings.workdir)
     dataset = choose_dataset(settings.dataset, workspace)
     root = workspace.results / dataset
@@ -208,7 +212,7 @@ def _targets(cases: Sequence[CaseFiles], outputs: Path) -> dict[str, Path]:
     Raises:
         SettingError: a segmentation would overwrite an image.
     """
-    targets = {case.id: outputs / f"{case.id}{label_ending(split_ending(case.images[0])[1])}" for case in cases}
+    targets = {case.id: outputs / f"{case.id}{output_ending(case)}" for case in cases}
     images = {Path(image).resolve() for case in cases for image in case.images}
     overwritten = [str(path) for path in targets.values() if path.resolve() in images]
     if overwritten:
@@ -343,7 +347,7 @@ def _results(cases: Sequence[CaseFiles], predictor: Predictor, *, probabilities:
 
 
 def _load(case: CaseFiles, *, predictor: Predictor, probabilities: bool) -> _Loaded:
-    volume = read_channels([Path(path) for path in case.images])
+    volume = read_case(case)
     if predictor.ensemble.device.type == "cuda":
         # The processor has nothing else to do; on a CPU two images at work would double the peak of memory.
         prepared = predictor.prepare(volume)

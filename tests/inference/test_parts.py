@@ -44,13 +44,13 @@ def test_a_pruned_model_is_the_head_of_its_level_without_the_deeper_weights(writ
         heads = _full(folder).train()(torch.from_numpy(image)[None, None])
     sizes = []
     for level, expected in zip(("L3", "l2", "L1"), heads, strict=True):
-        predictor = Predictor.load(folder.root, device="cpu", prune=level)
+        predictor = Predictor.load(folder.root, device="cpu", prune=level, exact=True)
         with torch.no_grad():
             logits = predictor.ensemble.networks[0](torch.from_numpy(image)[None, None])[0]
         torch.testing.assert_close(logits, expected)
         sizes.append(_size(predictor))
         assert predictor.predict_array(image, (1, 1, 1)).shape == image.shape
-    whole = _size(Predictor.load(folder.root, device="cpu"))
+    whole = _size(Predictor.load(folder.root, device="cpu", exact=True))
     assert whole >= sizes[0] > sizes[1] > sizes[2]
 
 
@@ -58,7 +58,7 @@ def test_a_level_that_is_not_there_is_a_clear_error(write_model, tmp_path: Path)
     folder = write_model(tmp_path, architecture="unetpp", stages=3)
     for level in ("L0", "L3", "deep"):
         with pytest.raises(SettingError) as caught:
-            Predictor.load(folder.root, device="cpu", prune=level)
+            Predictor.load(folder.root, device="cpu", prune=level, exact=True)
         assert "L1" in f"{caught.value.message} {caught.value.hint}" or "1" in caught.value.hint
 
 
@@ -71,7 +71,7 @@ def test_the_variational_branch_is_not_even_built(write_model, tmp_path: Path) -
     folder = write_model(tmp_path, architecture="segresnet_vae", stages=3)
     image = torch.randn(1, 1, 16, 16, 16)
     full = _full(folder)
-    predictor = Predictor.load(folder.root, device="cpu")
+    predictor = Predictor.load(folder.root, device="cpu", exact=True)
     with torch.no_grad():
         torch.testing.assert_close(predictor.ensemble.networks[0](image)[0], full.eval()(image)[0])
     assert _size(predictor) < sum(parameter.numel() for parameter in full.parameters())

@@ -52,9 +52,8 @@ def _nearest_band(values: np.ndarray) -> np.ndarray:
 
 
 def _load(folder: ModelFolder, **arguments: object) -> Predictor:
-    loaded = Predictor.load(folder.root, device="cpu", **arguments)
     # The truth is computed in float32; a processor that is faster in bfloat16 would round differently.
-    return replace(loaded, ensemble=replace(loaded.ensemble, precision=None))
+    return Predictor.load(folder.root, device="cpu", exact=True, **arguments)
 
 
 def _plan(folder: ModelFolder) -> Plan:

@@ -7,7 +7,7 @@ import pytest
 from scipy.ndimage import gaussian_filter
 
 from autoseg.errors import SettingError
-from autoseg.inference.tiles import centred_padding, gaussian_window, tile_groups, tile_starts
+from autoseg.inference.tiles import WEIGHT_FLOOR, centred_padding, gaussian_window, tile_groups, tile_starts
 
 
 def test_starts_agree_with_the_published_example() -> None:
@@ -36,7 +36,7 @@ def test_window_is_the_filtered_delta_of_scipy(patch: tuple[int, ...]) -> None:
     delta = np.zeros(patch)
     delta[tuple(size // 2 for size in patch)] = 1
     expected = gaussian_filter(delta, [size / 8 for size in patch], mode="constant")
-    expected = np.maximum(expected / expected.max(), 1e-3)
+    expected = np.maximum(expected / expected.max(), WEIGHT_FLOOR)
     window = gaussian_window(patch)
     assert window.dtype == np.float32
     np.testing.assert_allclose(window, expected, rtol=1e-5)
