@@ -19,18 +19,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import blosc2
 import numpy as np
 
 from autoseg.errors import DatasetError
 from autoseg.records import atomic_path, make_folder, write_text
 
+if TYPE_CHECKING:
+    # Loaded by whoever reads or writes arrays: many look only at what is there.
+    import blosc2
+
 _VERSION = 1
 _MANIFEST = "manifest.json"
 _PARTS = (".image.b2nd", ".label.b2nd", ".locations.npy")
-_BLOCK_BYTES = 128 * 1024
+_BLOCK_BYTES = 32 * 1024
 _CHUNK_BYTES = 4 * 1024 * 1024
 # Each open case holds three files open; systems allow some 1000 per process.
 _OPEN_CASES = 128
@@ -195,7 +198,7 @@ def chunk_shapes(
 
     A block is unpacked as a whole and should fit the cache of a core; a chunk is found and read as a whole. Both
     keep channels apart and are as like the patch as they can be. A block starts as the patch and is halved along
-    the axis on which it is largest, for its part of the patch, until it has 128 KiB; a chunk is a block that grows
+    the axis on which it is largest, for its part of the patch, until it has 32 KiB; a chunk is a block that grows
     back by doubling, to one patch at most and to 4 MiB.
     """
     limit = [min(length, size) for length, size in zip(shape[1:], patch_size, strict=True)]
@@ -214,6 +217,8 @@ def chunk_shapes(
 
 
 def _write_array(path: Path, array: np.ndarray, patch: Sequence[int]) -> None:
+    import blosc2
+
     chunks, blocks = chunk_shapes(array.shape, patch, array.dtype.itemsize)
     compression = {"codec": blosc2.Codec.LZ4, "clevel": 5, "filters": [blosc2.Filter.SHUFFLE], "nthreads": 1}
     with atomic_path(path) as temporary:
@@ -228,6 +233,8 @@ def _write_array(path: Path, array: np.ndarray, patch: Sequence[int]) -> None:
 
 
 def _open_array(path: Path) -> blosc2.NDArray:
+    import blosc2
+
     # Workers of a data loader share the cores already; mapped files are shared among them.
     mapped = {} if os.name == "nt" else {"mmap_mode": "r"}
     return blosc2.open(str(path), mode="r", dparams={"nthreads": 1}, **mapped)

@@ -108,12 +108,24 @@ def draw_sample(case: StoredCase, source: PatchSource, rng: np.random.Generator,
     for first, size, read in zip(start, full_patch, full_extent, strict=True):
         low = first - (read - size) // 2
         box.append([low, low + read])
-    image = crop_and_pad_nd(case.image, box, 0)
-    # As outside the mask of a masked normalisation; make_batch turns it into background.
-    label = crop_and_pad_nd(case.label, box, -1, cast_cropped_to=np.int16)
+    image, label = read_box(case, box)
     if flat:
         image, label = image[:, 0], label[:, 0]
     return Sample(image=np.ascontiguousarray(image), label=np.ascontiguousarray(label), spatial=spatial)
+
+
+def read_box(case: StoredCase, box: list[list[int]]) -> tuple[np.ndarray, np.ndarray]:
+    """Image (c, *extent) float32 and label (1, *extent) int16 in a box of [start, stop) per axis.
+
+    The box meets the case; outside of it the image is 0 and the label -1.
+    """
+    if all(start >= 0 and stop <= length for length, (start, stop) in zip(case.image.shape[1:], box, strict=True)):
+        source = (slice(None), *(slice(start, stop) for start, stop in box))
+        return case.image[source], case.label[source].astype(np.int16, copy=False)
+    image = crop_and_pad_nd(case.image, box, 0)
+    # As outside the mask of a masked normalisation; make_batch turns it into background.
+    label = crop_and_pad_nd(case.label, box, -1, cast_cropped_to=np.int16)
+    return image, label
 
 
 def _voxel_to_show(

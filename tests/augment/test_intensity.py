@@ -94,6 +94,17 @@ def test_blur_equals_scipy(sigma: float, reach: int) -> None:
         np.testing.assert_allclose(blurred[row].numpy(), expected, atol=1e-5)
 
 
+@pytest.mark.parametrize("shape", [(1, 50, 60, 40), (1, 300, 280)])
+def test_blur_of_more_than_fits_the_cache_equals_scipy(shape: tuple[int, ...]) -> None:
+    image = rows(*shape)
+    sigmas = [0.9, 0.7, 1.0][: len(shape) - 1]
+    blurred = blur(image.clone(), np.array([sigmas]))
+    expected = image[0].double().numpy()
+    for axis, (sigma, radius) in enumerate(zip(sigmas, (2, 2, 3), strict=False)):
+        expected = ndimage.gaussian_filter1d(expected, sigma, axis, mode="mirror", radius=radius)
+    np.testing.assert_allclose(blurred[0].numpy(), expected, atol=1e-5)
+
+
 def test_blur_takes_axes_shorter_than_its_kernel() -> None:
     image = rows(1, 1, 2, 9)
     blurred = blur(image.clone(), np.array([[1.0, 1.0, 1.0]]))

@@ -142,13 +142,47 @@ def test_the_outside_is_negative_only_if_the_label_knows_it() -> None:
     assert set(np.unique(moved)) == {-1, 2}
 
 
-@pytest.mark.parametrize("voxels_at_once", [1, 2 * 18**3, 4 * 18**3])
-def test_labels_that_take_turns_come_out_the_same(voxels_at_once: int) -> None:
+@pytest.mark.parametrize("voxels_at_once", [1, 3 * 16**2, 2**20])
+def test_patches_that_are_made_in_parts_come_out_the_same(voxels_at_once: int) -> None:
     image, label = smooth((1, 18, 18, 18)), blobs((18, 18, 18), 6) - 1
     together = apply(image, label, make([20.0, 10.0, -15.0]), (16, 16, 16))
-    in_turns = apply(image, label, make([20.0, 10.0, -15.0]), (16, 16, 16), voxels_at_once=voxels_at_once)
-    np.testing.assert_allclose(together[0], in_turns[0], atol=1e-6)
-    assert np.array_equal(together[1], in_turns[1])
+    in_parts = apply(image, label, make([20.0, 10.0, -15.0]), (16, 16, 16), voxels_at_once=voxels_at_once)
+    np.testing.assert_allclose(together[0], in_parts[0], atol=1e-6)
+    assert np.array_equal(together[1], in_parts[1])
+
+
+@pytest.mark.parametrize(
+    ("shape", "patch", "degrees"), [((24, 20, 22), (16, 18, 14), [25.0, -10.0, 30.0]), ((40, 44), (30, 28), [77.0])]
+)
+def test_labels_equal_scipy_where_every_cell_has_many(
+    shape: tuple[int, ...], patch: tuple[int, ...], degrees: list[float]
+) -> None:
+    label = np.random.default_rng(0).integers(-1, 9, (1, *shape)).astype(np.int16)
+    spatial = make(degrees, 0.9)
+    _, moved = apply(np.zeros(label.shape, np.float32), label, spatial, patch)
+    scores = np.stack([scipy_affine(label[0] == value, spatial.matrix, patch) for value in range(-1, 9)])
+    scores[0] += 1 - scores.sum(0)
+    top = np.sort(scores, axis=0)
+    clear = top[-1] - top[-2] > 1e-4
+    assert clear.mean() > 0.99
+    assert np.array_equal(moved[0][clear], scores.argmax(0)[clear] - 1)
+
+
+def test_of_labels_that_share_a_voxel_evenly_the_lowest_wins() -> None:
+    label = np.array([[[7, 3], [3, 7]]], np.int16)
+    centre = Spatial(matrix=np.eye(2), identity=False, flips=())
+    _, moved = apply(np.zeros((1, 2, 2), np.float32), label, centre, (1, 1))
+    assert moved.tolist() == [[[3]]]
+
+
+def test_a_patch_larger_than_what_is_interpolated_at_once_equals_scipy() -> None:
+    image, label = smooth((1, 52, 60, 56)), blobs((52, 60, 56), 5)
+    spatial, patch = make([12.0, -20.0, 8.0], 0.8), (44, 50, 46)
+    out_image, out_label = apply(image, label, spatial, patch)
+    np.testing.assert_allclose(out_image[0], scipy_affine(image[0], spatial.matrix, patch), atol=1e-4)
+    scores = np.stack([scipy_affine(label[0] == value, spatial.matrix, patch) for value in range(5)])
+    scores[0] += 1 - scores.sum(0)
+    assert (out_label[0] == scores.argmax(0)).mean() > 0.9999
 
 
 @pytest.mark.parametrize("flips", [(), (0,), (1, 2), (0, 1, 2)])
