@@ -18,12 +18,13 @@ import numpy as np
 
 from autoseg.io.companions import companions
 from autoseg.io.volume import Volume
-from autoseg.ops.components import count_components
-from autoseg.ops.crop import nonzero_box
-from autoseg.schema.dataset import DatasetSpec, Label, Labels
+from autoseg.ops.components import count_class_components, count_components
+from autoseg.ops.crop import crop, nonzero_box
+from autoseg.schema.dataset import DatasetSpec, Labels
 from autoseg.schema.fingerprint import CaseFingerprint, ClassCount, Fingerprint, Intensities
 
 SKETCH = 4096
+_PIECE = 1 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,58 +47,117 @@ def case_stats(id: str, image: Volume, label: np.ndarray, labels: Labels) -> Cas
         label: (z, y, x) internal indices (see ``Labels``).
     """
     box = nonzero_box(image.data)
-    foreground = label > 0
-    if labels.ignore_index is not None:
-        foreground &= label != labels.ignore_index
-    values = [np.sort(channel[foreground]) for channel in image.data]
+    values = [_ordered(channel, label, labels.ignore_index) for channel in image.data]
     figures = CaseFingerprint(
         id=id,
         shape=tuple(int(length) for length in image.data.shape[1:]),
         cropped_shape=tuple(stop - start for start, stop in box),
         spacing=tuple(float(step) for step in image.geometry.spacing),
-        classes=tuple(_count(item, label, labels) for item in labels.foreground),
+        classes=_classes(label, labels),
         intensities=tuple(_exact(channel) for channel in values),
     )
     return CaseStats(figures=figures, sketches=tuple(_sketch(channel) for channel in values))
 
 
-def _count(item: Label, label: np.ndarray, labels: Labels) -> ClassCount:
-    indices = labels.internal(item)
-    mask = label == indices[0] if len(indices) == 1 else np.isin(label, indices)
+def _classes(label: np.ndarray, labels: Labels) -> tuple[ClassCount, ...]:
+    """Voxels and components of every foreground label, looked for where there is any."""
+    part = crop(label, nonzero_box(label[np.newaxis]))
+    plain = [labels.internal(item)[0] for item in labels.foreground if len(item.values) == 1]
+    found = count_class_components(part, max(plain, default=0))
+    return tuple(
+        ClassCount(name=item.name, voxels=voxels, components=components)
+        for item in labels.foreground
+        for voxels, components in [_of_class(part, labels.internal(item), found)]
+    )
+
+
+def _of_class(label: np.ndarray, indices: Sequence[int], found: Sequence[tuple[int, int]]) -> tuple[int, int]:
+    if len(indices) == 1:
+        return found[indices[0]]
+    mask = np.isin(label, indices)
     voxels = int(np.count_nonzero(mask))
-    return ClassCount(name=item.name, voxels=voxels, components=count_components(mask) if voxels else 0)
+    return voxels, count_components(mask) if voxels else 0
 
 
-def _exact(values: np.ndarray) -> Intensities:
-    """Statistics of sorted values; percentiles interpolate linearly, as ``numpy.percentile``."""
-    if not len(values):
+@dataclass(frozen=True, kw_only=True)
+class _Ordered:
+    """Values in ascending order, each once with its count (``ends`` are their running sum), or all of them."""
+
+    values: np.ndarray
+    ends: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        if self.ends is None:
+            return len(self.values)
+        return int(self.ends[-1]) if len(self.ends) else 0
+
+    def at(self, ranks: np.ndarray) -> np.ndarray:
+        """The order statistics of these ranks, from 0."""
+        return self.values[ranks if self.ends is None else np.searchsorted(self.ends, ranks, side="right")]
+
+    def moments(self) -> tuple[float, float]:
+        """Mean and standard deviation."""
+        if self.ends is None:
+            mean = float(self.values.mean(dtype=np.float64))
+            # In pieces: a float64 copy would be larger than all that is kept.
+            pieces = np.array_split(self.values, -(-len(self.values) // _PIECE))
+            return mean, math.sqrt(sum(float(np.square(piece - mean).sum()) for piece in pieces) / len(self.values))
+        counts = np.diff(self.ends, prepend=0)
+        mean = float(counts @ self.values.astype(np.float64)) / len(self)
+        return mean, math.sqrt(float(counts @ np.square(self.values - mean)) / len(self))
+
+
+def _ordered(channel: np.ndarray, label: np.ndarray, ignored: int | None) -> _Ordered:
+    """The foreground of a channel, plane by plane; integers of up to 16 bits are counted, others sorted."""
+    parts = (plane[_is_foreground(marked, ignored)] for plane, marked in zip(channel, label, strict=True))
+    if channel.dtype.kind not in "iu" or channel.dtype.itemsize > 2:
+        values = np.concatenate(list(parts))
+        values.sort()
+        return _Ordered(values=values)
+    lowest = int(np.iinfo(channel.dtype).min)
+    counts = np.zeros(1 << (8 * channel.dtype.itemsize), dtype=np.int64)
+    for values in parts:
+        if len(values):
+            low = int(values.min())
+            found = np.bincount(values.astype(np.intp) - low)
+            counts[low - lowest : low - lowest + len(found)] += found
+    present = np.flatnonzero(counts)
+    return _Ordered(values=present + lowest, ends=np.cumsum(counts[present]))
+
+
+def _is_foreground(label: np.ndarray, ignored: int | None) -> np.ndarray:
+    return label > 0 if ignored is None else (label > 0) & (label != ignored)
+
+
+def _exact(ordered: _Ordered) -> Intensities:
+    """Statistics of all values; percentiles interpolate linearly, as ``numpy.percentile``."""
+    count = len(ordered)
+    if not count:
         nan = math.nan
         return Intensities(
             count=0, mean=nan, std=nan, minimum=nan, maximum=nan, median=nan, percentile_00_5=nan, percentile_99_5=nan
         )
-    low, middle, high = _quantiles(values, (0.005, 0.5, 0.995))
+    positions = np.array([0.005, 0.5, 0.995]) * (count - 1)
+    below = np.floor(positions).astype(np.int64)
+    lower, upper = (ordered.at(np.minimum(rank, count - 1)).astype(np.float64) for rank in (below, below + 1))
+    low, middle, high = lower + (positions - below) * (upper - lower)
+    mean, std = ordered.moments()
     return Intensities(
-        count=len(values),
-        mean=float(values.mean(dtype=np.float64)),
-        std=float(values.std(dtype=np.float64)),
-        minimum=float(values[0]),
-        maximum=float(values[-1]),
-        median=middle,
-        percentile_00_5=low,
-        percentile_99_5=high,
+        count=count,
+        mean=mean,
+        std=std,
+        minimum=float(ordered.values[0]),
+        maximum=float(ordered.values[-1]),
+        median=float(middle),
+        percentile_00_5=float(low),
+        percentile_99_5=float(high),
     )
 
 
-def _quantiles(ordered: np.ndarray, fractions: Sequence[float]) -> list[float]:
-    positions = np.asarray(fractions) * (len(ordered) - 1)
-    return [float(value) for value in np.interp(positions, np.arange(len(ordered)), ordered)]
-
-
-def _sketch(ordered: np.ndarray) -> np.ndarray:
-    if len(ordered) <= SKETCH:
-        return ordered.astype(np.float32)
-    chosen = np.rint(np.linspace(0, len(ordered) - 1, SKETCH)).astype(np.int64)
-    return ordered[chosen].astype(np.float32)
+def _sketch(ordered: _Ordered) -> np.ndarray:
+    count = len(ordered)
+    ranks = np.arange(count) if count <= SKETCH else np.rint(np.linspace(0, count - 1, SKETCH)).astype(np.int64)
+    return ordered.at(ranks).astype(np.float32)
 
 
 def merge(stats: Sequence[CaseStats], *, dataset: str, content_hash: str) -> Fingerprint:
@@ -115,7 +175,7 @@ def _pooled(stats: Sequence[CaseStats], channel: int) -> Intensities:
     """Mean and standard deviation from the exact moments of the cases, percentiles from their weighted sketches."""
     known = [item for item in stats if item.figures.intensities[channel].count]
     if not known:
-        return _exact(np.empty(0))
+        return _exact(_Ordered(values=np.empty(0)))
     figures = [item.figures.intensities[channel] for item in known]
     means = np.array([item.mean for item in figures])
     squares = np.array([item.std**2 + item.mean**2 for item in figures])

@@ -1,4 +1,7 @@
-"""Read and write images and labels; the ending of the name decides the format."""
+"""Read and write images and labels; the ending of the name decides the format.
+
+SimpleITK is loaded for the formats that need it: it takes more memory than a worker otherwise does.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from autoseg.errors import DatasetError, joined
-from autoseg.io import integrity, itk, nifti, pictures, tif
+from autoseg.io import integrity, nifti, pictures, tif
 from autoseg.io.volume import Geometry, Volume, corner_distance_mm
 
 _NIFTI = (".nii.gz", ".nii")
@@ -72,6 +75,8 @@ def read_shape(path: Path | str) -> tuple[int, int, int, int]:
     if ending in _TIFF:
         return tif.read_shape(path)
     if ending in _ITK:
+        from autoseg.io import itk
+
         return itk.read_shape(path)
     return pictures.read_shape(path)
 
@@ -194,6 +199,8 @@ def write_image(path: Path | str, volume: Volume) -> None:
     elif ending in _NIFTI:
         nifti.write(path, data, volume.geometry)
     else:
+        from autoseg.io import itk
+
         itk.write(path, itk.to_image(data, volume.geometry))
 
 
@@ -205,6 +212,8 @@ def _read(path: Path, read_picture: Callable[[Path], Volume]) -> Volume:
     elif ending in _TIFF:
         volume = tif.read(path)
     elif ending in _ITK:
+        from autoseg.io import itk
+
         integrity.check(path, ending)
         volume = itk.read(path)
     else:

@@ -1,4 +1,4 @@
-"""NIfTI-1 files, without ITK but for the meaning of a header's geometry.
+"""NIfTI-1 files, without ITK but for the meaning of an unusual header's geometry.
 
 ITK fills the missing end of a truncated file with whatever is in memory, does not look at the checksum of a
 compressed one, and five-dimensional files can take the process down. It writes the orientation as a quaternion too,
@@ -8,18 +8,20 @@ and reads that back in preference, which turns axes that are not quite square by
 from __future__ import annotations
 
 import gzip
+import itertools
+import math
 import struct
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO, Literal
 
 import numpy as np
 
 from autoseg.errors import DatasetError
-from autoseg.io import itk
 from autoseg.io.volume import Geometry, Volume
 from autoseg.records import atomic_path
 
@@ -29,6 +31,12 @@ _ORDERS: tuple[Literal["<", ">"], ...] = ("<", ">")
 _DATA_OFFSET = 352
 _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0])
 _SHEAR_LIMIT_MM = 0.1
+# How far two matrices of one header may lie apart in mm, and cosines from square, to be a matter of rounding alone.
+_SAME_MM = 1e-5
+_SQUARE = 1e-5
+_BLOCK = 1 << 20
+# zlib's window bits for gzip with its header and checksum.
+_GZIP = 31
 # NIfTI-1 standard (nifti1.h), datatype codes; colours are three or four bytes per voxel.
 _DTYPES = {
     2: ("u1", 1),
@@ -48,7 +56,10 @@ _DTYPES = {
 
 @dataclass(frozen=True)
 class Header:
-    """``shape`` is (x, y, z, t) with ones where an axis is missing; ``dtype`` has the byte order of the file."""
+    """``shape`` is (x, y, z, t) with ones where an axis is missing; ``dtype`` has the byte order of the file.
+
+    ``sform`` and ``qform`` (3, 4) lead from (x, y, z, 1) indices to RAS positions, None where the file has none.
+    """
 
     shape: tuple[int, int, int, int]
     dtype: np.dtype
@@ -57,6 +68,9 @@ class Header:
     slope: float
     intercept: float
     sform: np.ndarray | None
+    qform: np.ndarray | None
+    spacing: tuple[float, float, float]
+    millimetres: bool
 
     @property
     def num_bytes(self) -> int:
@@ -73,9 +87,8 @@ def read_header(path: Path) -> Header:
     Raises:
         DatasetError: not NIfTI-1, more than four dimensions, or a voxel type without a use for segmentation.
     """
-    with _opened(path) as stream:
-        raw = stream.read(_HEADER_SIZE)
-    return _parse(path, raw)
+    with _opened(path) as blocks:
+        return _parse(path, _beginning(blocks))
 
 
 def read(path: Path) -> Volume:
@@ -86,8 +99,10 @@ def read(path: Path) -> Volume:
     Raises:
         DatasetError: see ``read_header``; also a truncated or damaged file, or sheared axes.
     """
-    header = read_header(path)
-    raw = _read_voxels(path, header)
+    with _opened(path) as blocks:
+        start = _beginning(blocks)
+        header = _parse(path, start)
+        raw = _voxels(path, header, start, blocks)
     x, y, z, t = header.shape
     # The stored order is x fastest, so the C order of numpy is (t, z, y, x, colour).
     data = raw.reshape(t, z, y, x, header.components)
@@ -97,12 +112,36 @@ def read(path: Path) -> Volume:
 
 def read_geometry(path: Path, header: Header) -> Geometry:
     """The geometry as ITK understands it; axes that are off square by less than 0.1 mm anywhere are straightened."""
+    plain = _plain_geometry(header)
+    if plain is not None:
+        return plain
+    # Loaded for unusual headers only: it takes more memory than all else that reads an image.
+    from autoseg.io import itk
+
     try:
         return itk.read_geometry(path)
     except DatasetError as error:
         if "orthonormal" not in error.message or header.sform is None:
             raise
         return _straightened(path, header)
+
+
+def _plain_geometry(header: Header) -> Geometry | None:
+    """The geometry of a header that leaves no choice: a volume in mm whose matrices agree and are square."""
+    matrices = [matrix for matrix in (header.sform, header.qform) if matrix is not None]
+    spacing = np.asarray(header.spacing)
+    if not matrices or header.shape[2] == 1 or not header.millimetres or not (spacing > 0).all():
+        return None
+    cosines = matrices[0][:, :3] / spacing
+    apart = np.abs(matrices[0] - matrices[-1]).max()
+    uneven = np.abs(cosines.T @ cosines - np.eye(3)).max()
+    if not (apart <= _SAME_MM and uneven <= _SQUARE):
+        return None
+    # Columns of length one, as ITK makes them of whichever matrix it takes.
+    direction = _LPS_TO_RAS @ (cosines / np.linalg.norm(cosines, axis=0))
+    origin = _LPS_TO_RAS @ matrices[0][:, 3]
+    x, y, z = header.spacing
+    return Geometry((z, y, x), tuple(map(float, origin)), tuple(map(float, direction.ravel())), 3)
 
 
 def write(path: Path, data: np.ndarray, geometry: Geometry) -> None:
@@ -165,8 +204,9 @@ def _parse(path: Path, raw: bytes) -> Header:
         )
     kind, components = _DTYPES[code]
     offset, slope, intercept = struct.unpack(f"{order}3f", raw[108:120])
-    has_sform = struct.unpack(f"{order}h", raw[254:256])[0] > 0
+    qform_code, sform_code = struct.unpack(f"{order}2h", raw[252:256])
     rows = np.frombuffer(raw, dtype=f"{order}f4", count=12, offset=280).reshape(3, 4).astype(np.float64)
+    steps = struct.unpack(f"{order}4f", raw[76:92])
     if not 0 <= offset < 2**40:
         raise DatasetError(f"{path} has a damaged header: voxels begin at byte {offset}", hint="restore the file")
     return Header(
@@ -176,54 +216,93 @@ def _parse(path: Path, raw: bytes) -> Header:
         offset=max(int(offset), _HEADER_SIZE),
         slope=slope,
         intercept=intercept,
-        sform=rows if has_sform else None,
+        sform=rows if sform_code > 0 else None,
+        qform=_qform(struct.unpack(f"{order}6f", raw[256:280]), steps) if qform_code > 0 else None,
+        spacing=(steps[1], steps[2], steps[3]),
+        # Without a unit, millimetres are meant.
+        millimetres=raw[123] & 0x07 in {0, 2},
     )
 
 
-def _read_voxels(path: Path, header: Header) -> np.ndarray:
-    # Deflate packs at most 1032 to 1; a damaged header must not make us ask for all memory there is.
-    if header.num_bytes > 1100 * path.stat().st_size:
-        raise _truncated(path)
-    buffer = bytearray(header.num_bytes)
-    with _opened(path) as stream:
-        stream.seek(header.offset)
-        if _fill(stream, memoryview(buffer)) < header.num_bytes:
-            raise _truncated(path)
-        # The checksum of a compressed file is only compared at its end.
-        while stream.read(1 << 20):
-            continue
-    array = np.frombuffer(buffer, dtype=header.dtype)
-    return array.astype(header.dtype.newbyteorder("="), copy=False)
+def _qform(quaternion: tuple[float, ...], steps: tuple[float, ...]) -> np.ndarray:
+    """The (3, 4) matrix of NIfTI-1's second method: rotation by a unit quaternion, then an offset."""
+    b, c, d, *offset = quaternion
+    a = math.sqrt(max(0.0, 1.0 - (b * b + c * c + d * d)))
+    rotation = np.array(
+        [
+            [a * a + b * b - c * c - d * d, 2 * (b * c - a * d), 2 * (b * d + a * c)],
+            [2 * (b * c + a * d), a * a + c * c - b * b - d * d, 2 * (c * d - a * b)],
+            [2 * (b * d - a * c), 2 * (c * d + a * b), a * a + d * d - b * b - c * c],
+        ]
+    )
+    handed = -1.0 if steps[0] < 0 else 1.0
+    scaled = rotation * np.array([steps[1], steps[2], steps[3] * handed])
+    return np.column_stack([scaled, offset])
 
 
-def _fill(stream: BinaryIO, view: memoryview) -> int:
-    done = 0
-    while done < len(view):
-        count = stream.readinto(view[done : done + (1 << 24)])  # type: ignore[attr-defined]
-        if not count:
+def _beginning(blocks: Iterator[bytes]) -> bytes:
+    """At least the header, if there is as much; the following blocks go on behind it."""
+    start = b""
+    for block in blocks:
+        start += block
+        if len(start) >= _DATA_OFFSET:
             break
-        done += count
-    return done
+    return start
+
+
+def _voxels(path: Path, header: Header, start: bytes, blocks: Iterator[bytes]) -> np.ndarray:
+    # Deflate packs at most 1032 to 1; a damaged header must not make us ask for all memory there is.
+    num_bytes = header.num_bytes
+    if num_bytes > 1100 * path.stat().st_size:
+        raise _truncated(path)
+    buffer = np.empty(num_bytes, dtype=np.uint8)
+    position = -header.offset
+    # To the very end, where the checksum of a compressed file is.
+    for block in itertools.chain([start], blocks):
+        wanted = memoryview(block)[max(0, -position) : max(0, num_bytes - position)]
+        place = max(0, position)
+        buffer[place : place + len(wanted)] = np.frombuffer(wanted, np.uint8)
+        position += len(block)
+    if position < num_bytes:
+        raise _truncated(path)
+    return buffer.view(header.dtype).astype(header.dtype.newbyteorder("="), copy=False)
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[BinaryIO]:
-    """The file, decompressed if it is compressed (by its first bytes, not by its name)."""
+def _opened(path: Path) -> Iterator[Iterator[bytes]]:
+    """The file in blocks, decompressed if it is compressed (by its first bytes, not by its name)."""
     try:
         with path.open("rb") as plain:
             compressed = plain.read(2) == b"\x1f\x8b"
             plain.seek(0)
-            if not compressed:
-                yield plain
-                return
-            with gzip.GzipFile(fileobj=plain) as stream:
-                yield stream  # type: ignore[misc]
+            yield _unpacked(plain) if compressed else iter(partial(plain.read, _BLOCK), b"")
     except EOFError as error:
         raise _truncated(path) from error
-    except (gzip.BadGzipFile, zlib.error) as error:
+    except zlib.error as error:
         raise DatasetError(f"{path} is damaged: {error}", hint="restore the file from its source") from error
     except OSError as error:
         raise DatasetError(f"{path} cannot be read: {error.strerror or error}") from error
+
+
+def _unpacked(plain: BinaryIO) -> Iterator[bytes]:
+    """The content of a gzip file with one member or several, whose checksums zlib compares.
+
+    Raises:
+        EOFError: the end is missing.
+        zlib.error: anything else is wrong.
+    """
+    unpacker = zlib.decompressobj(wbits=_GZIP)
+    while packed := plain.read(_BLOCK // 4):
+        while packed:
+            if unpacker.eof:
+                # Zeros may fill up the space behind a member.
+                packed = packed.lstrip(b"\0")
+                unpacker = zlib.decompressobj(wbits=_GZIP) if packed else unpacker
+                continue
+            yield unpacker.decompress(packed, _BLOCK)
+            packed = unpacker.unused_data if unpacker.eof else unpacker.unconsumed_tail
+    if not unpacker.eof:
+        raise EOFError
 
 
 def _truncated(path: Path) -> DatasetError:

@@ -8,7 +8,6 @@ import numpy as np
 from PIL import Image
 
 from autoseg.errors import DatasetError
-from autoseg.io import itk
 from autoseg.io.volume import Geometry, Volume
 from autoseg.records import atomic_path
 
@@ -28,6 +27,8 @@ def read(path: Path) -> Volume:
         DatasetError: unreadable or truncated.
     """
     if _is_deep_colour_png(path):
+        from autoseg.io import itk
+
         return Volume(itk.read(path).data, Geometry.picture())
     return _volume(_load(path, palette_indices=False))
 

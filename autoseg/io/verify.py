@@ -97,7 +97,11 @@ def to_internal(data: np.ndarray, labels: Labels) -> tuple[np.ndarray, dict[int,
         uint8, or int16 where that is too small; voxels without a meaning are -1 and then force int16.
     """
     known = [*labels.leaves, *([] if labels.ignore is None else [labels.ignore])]
-    lowest, highest = min(int(data.min(initial=0)), *known), max(int(data.max(initial=0)), *known)
+    smallest, largest = int(data.min(initial=0)), int(data.max(initial=0))
+    if smallest >= 0 and largest < min(len(known), 256) and known[: largest + 1] == list(range(largest + 1)):
+        # The integers of the file are the indices already.
+        return data.astype(np.uint8, copy=False), {}
+    lowest, highest = min(smallest, *known), max(largest, *known)
     if highest - lowest < _TABLE_LIMIT:
         # Negative integers count from the end of the table, as indices of numpy do.
         translation = np.full(highest + 1 - min(lowest, 0), -1, dtype=np.int16)
@@ -188,7 +192,7 @@ def _load_label(
                 'name them under "labels", or remove them from the file',
             )
         )
-    elif not ((internal > 0) & (internal != (labels.ignore_index or 0))).any():
+    elif not any(((plane > 0) & (plane != (labels.ignore_index or 0))).any() for plane in internal):
         text = "is empty: no voxel has a foreground label"
         faults.append(_fault(case, path, text, "check that nothing was lost; remove the case if so", fatal=False))
     return internal

@@ -6,10 +6,6 @@ from typing import Final
 
 import cc3d
 import numpy as np
-from acvl_utils.morphology.morphology_helper import (
-    remove_all_but_largest_component_cc3d,
-    remove_components_cc3d,
-)
 
 _FACES_EDGES_CORNERS: Final = 26
 _FACES: Final = 6
@@ -17,7 +13,7 @@ _FACES: Final = 6
 
 def label_components(mask: np.ndarray) -> tuple[np.ndarray, int]:
     """Number the components 1, 2, ...: (unsigned integers, how many there are)."""
-    labels = cc3d.connected_components(_thick(mask), connectivity=_FACES_EDGES_CORNERS)
+    labels = cc3d.connected_components(_thick(_as_bool(mask)), connectivity=_FACES_EDGES_CORNERS)
     labels = labels[_extent(mask)]
     return labels, int(labels.max(initial=0))
 
@@ -28,7 +24,8 @@ def _thick(mask: np.ndarray) -> np.ndarray:
     cc3d 4.1 reserves too little room for the components of some such masks and gives up.
     """
     room = [(0, 0), *((0, 1 if length == 1 else 0) for length in mask.shape[1:])]
-    return np.ascontiguousarray(np.pad(mask, room), dtype=bool)
+    thin = any(length == 1 for length in mask.shape[1:])
+    return np.ascontiguousarray(np.pad(mask, room) if thin else mask)
 
 
 def _extent(mask: np.ndarray) -> tuple[slice, ...]:
@@ -40,15 +37,44 @@ def count_components(mask: np.ndarray) -> int:
     return label_components(mask)[1]
 
 
+def count_class_components(label: np.ndarray, largest: int) -> list[tuple[int, int]]:
+    """(voxels, components) of every value 0 to ``largest`` of a label map (z, y, x) of small integers, in one pass.
+
+    Voxels of different values are never connected; 0 and negative values have no components.
+    """
+    numbered = cc3d.connected_components(_thick(label), connectivity=_FACES_EDGES_CORNERS)[_extent(label)]
+    # Each number lies in one class: whichever of its voxels is written last says which.
+    owners = np.zeros(int(numbered.max(initial=0)) + 1, dtype=label.dtype)
+    voxels = np.zeros(largest + 1, dtype=np.int64)
+    for numbers, plane in zip(numbered, label, strict=True):
+        inside = plane > 0
+        values = plane[inside]
+        owners[numbers[inside]] = values
+        voxels += np.bincount(values, minlength=largest + 1)[: largest + 1]
+    components = np.bincount(owners[owners > 0], minlength=largest + 1)
+    return [(int(voxels[value]), int(components[value])) for value in range(largest + 1)]
+
+
 def largest_component(mask: np.ndarray) -> np.ndarray:
     """The component with most voxels as a bool mask; components of the same largest size all stay."""
-    return remove_all_but_largest_component_cc3d(_thick(mask), connectivity=_FACES_EDGES_CORNERS)[_extent(mask)]
+    # Imported here, because it brings packages that nothing else in preparation needs.
+    from acvl_utils.morphology.morphology_helper import remove_all_but_largest_component_cc3d
+
+    kept = remove_all_but_largest_component_cc3d(_thick(_as_bool(mask)), connectivity=_FACES_EDGES_CORNERS)
+    return kept[_extent(mask)]
 
 
 def remove_small(mask: np.ndarray, minimum: int) -> np.ndarray:
     """The components of at least ``minimum`` voxels as a bool mask."""
-    kept = remove_components_cc3d(_thick(mask), minimum, threshold_type="min", connectivity=_FACES_EDGES_CORNERS)
+    from acvl_utils.morphology.morphology_helper import remove_components_cc3d
+
+    thick = _thick(_as_bool(mask))
+    kept = remove_components_cc3d(thick, minimum, threshold_type="min", connectivity=_FACES_EDGES_CORNERS)
     return kept[_extent(mask)]
+
+
+def _as_bool(mask: np.ndarray) -> np.ndarray:
+    return mask.astype(bool, copy=False)
 
 
 def fill_holes(mask: np.ndarray) -> np.ndarray:

@@ -12,14 +12,15 @@ Box = tuple[tuple[int, int], ...]
 
 def nonzero_box(image: np.ndarray) -> Box:
     """The smallest box of (c, z, y, x) with every voxel that has a non-zero channel; the full box if there is none."""
-    occupied = _occupied(image)
-    box = []
-    for axis in range(occupied.ndim):
-        others = tuple(other for other in range(occupied.ndim) if other != axis)
-        hits = np.flatnonzero(occupied.any(axis=others))
-        if not len(hits):
-            return tuple((0, length) for length in occupied.shape)
-        box.append((int(hits[0]), int(hits[-1]) + 1))
+    box = [(0, length) for length in image.shape[1:]]
+    for axis in range(len(box)):
+        # Planes outside of what is known already are empty.
+        planes = np.moveaxis(crop(image, tuple(box)), axis + 1, 0)
+        first = next((index for index, plane in enumerate(planes) if plane.any()), None)
+        if first is None:
+            return tuple((0, length) for length in image.shape[1:])
+        last = next(index for index in range(len(planes) - 1, first - 1, -1) if planes[index].any())
+        box[axis] = (first, last + 1)
     return tuple(box)
 
 

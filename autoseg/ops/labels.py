@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import combinations
 
 import numpy as np
 
+from autoseg.ops.crop import nonzero_box
 from autoseg.ops.linear import AxisTable, axis_table, corners, unanimous
 
 # Weights are sums of products of float64 fractions: what differs by less is a tie that rounding has broken.
@@ -51,17 +53,39 @@ def _resize(labels: np.ndarray, shape: Sequence[int], orders: Sequence[int]) -> 
     depth, rows, columns = (
         axis_table(n_in, n_out, order) for n_in, n_out, order in zip(labels.shape, shape, orders, strict=True)
     )
-    result = np.empty(shape, dtype=labels.dtype)
-    for z in range(shape[0]):
+    result = np.zeros(shape, dtype=labels.dtype)
+    tables = depth, rows, columns
+    # Where all corners are background, so is the voxel.
+    reached = [_reached(table, span) for table, span in zip(tables, nonzero_box(labels[np.newaxis]), strict=True)]
+    inside = result[tuple(reached)]
+    rows, columns = (_part(table, span) for table, span in zip((rows, columns), reached[1:], strict=True))
+    for z, plane in zip(range(reached[0].start, reached[0].stop), inside, strict=True):
         lower = labels[depth.low[z]]
         upper = lower if depth.low[z] == depth.high[z] else labels[depth.high[z]]
-        plane, same = unanimous(lower, upper, rows, columns)
-        result[z] = plane
-        mixed = np.nonzero(~same)
+        value, same = unanimous(lower, upper, rows, columns)
+        plane[...] = value
+        mixed = np.divmod(np.flatnonzero(~same), plane.shape[1])
         if len(mixed[0]):
-            points = (np.full(len(mixed[0]), z), *mixed)
-            result[z][mixed] = _vote(labels, (depth, rows, columns), points)
+            places = [index + span.start for index, span in zip(mixed, reached[1:], strict=True)]
+            plane[mixed] = _vote(labels, tables, (np.full(len(mixed[0]), z), *places))
     return result
+
+
+def _reached(table: AxisTable, span: tuple[int, int]) -> slice:
+    """The outputs between inputs of which at least one lies in ``span``."""
+    start, stop = span
+    return slice(int(np.searchsorted(table.high, start)), int(np.searchsorted(table.low, stop)))
+
+
+def _part(table: AxisTable, span: slice) -> AxisTable:
+    return replace(
+        table,
+        low=table.low[span],
+        high=table.high[span],
+        weight=table.weight[span],
+        nearest=table.nearest[span],
+        identity=table.identity and span == slice(0, len(table.low)),
+    )
 
 
 def _vote(labels: np.ndarray, tables: Sequence[AxisTable], points: Sequence[np.ndarray]) -> np.ndarray:

@@ -7,8 +7,9 @@ rounding; the work is matrix products in float32 instead of a spline evaluated p
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from itertools import permutations
 from typing import Any
 
@@ -17,6 +18,9 @@ import numpy as np
 from autoseg.ops.labels import resize_labels
 from autoseg.ops.linear import axis_table
 from autoseg.ops.spline import bands, resize_matrix
+
+# Planes that are worked on together: few enough for the cache of a core.
+_SLAB = 4
 
 
 def target_shape(shape: Sequence[int], spacing: Sequence[float], target: Sequence[float]) -> tuple[int, ...]:
@@ -64,12 +68,81 @@ def resize(
         return array.astype(np.float32)
     result = np.empty((array.shape[0], *target), dtype=np.float32)
     for source, out in zip(array, result, strict=True):
-        channel = np.ascontiguousarray(source, dtype=np.float32)
-        for axes, clip_axes, axis_order in _steps(channel.shape, target, order, separate_axis, order_z):
-            stop = tuple(target[i] if i in axes else channel.shape[i] for i in range(3))
-            channel = _resize_channel(channel, stop, axis_order, clip_axes, device)
-        out[...] = channel
+        resize_planes(
+            partial(_planes, source),
+            source.shape,
+            out,
+            order=order,
+            separate_axis=separate_axis,
+            order_z=order_z,
+            device=device,
+        )
     return result
+
+
+def _planes(source: np.ndarray, start: int, stop: int) -> np.ndarray:
+    return np.ascontiguousarray(source[start:stop], dtype=np.float32)
+
+
+def resize_planes(
+    planes: Callable[[int, int], np.ndarray],
+    shape: Sequence[int],
+    out: np.ndarray,
+    *,
+    order: int,
+    separate_axis: int | None = None,
+    order_z: int = 0,
+    device: str | None = None,
+) -> None:
+    """Resize one channel of ``shape`` (z, y, x) into ``out``, C-contiguous float32; rules as ``resize``.
+
+    ``planes(start, stop)`` gives float32 (z, y, x) of some planes. Where planes do not depend on each other, only a
+    few of them are in memory at a time, beside ``out``.
+    """
+    shape, target = tuple(shape), out.shape
+    if shape == target or (separate_axis == 0 and (order_z == 0 or shape[0] == target[0])):
+        _plane_by_plane(planes, shape, out, order, apart=True, device=device)
+        return
+    # In the plane first, unless that would grow planes of which most are lost along z.
+    wasteful = target[0] < shape[0] and math.prod(target[1:]) > math.prod(shape[1:])
+    if separate_axis is None and order > 0 and device is None and not wasteful:
+        inner = out if shape[0] == target[0] else np.empty((shape[0], *target[1:]), dtype=np.float32)
+        low, high = _plane_by_plane(planes, shape, inner, order, apart=False, device=None)
+        if inner is not out:
+            _multiply(inner, 0, target[0], order, out)
+        if order > 1:
+            np.clip(out, low, high, out=out)
+        return
+    channel = planes(0, shape[0])
+    for axes, clip_axes, axis_order in _steps(shape, target, order, separate_axis, order_z):
+        stop = tuple(target[i] if i in axes else channel.shape[i] for i in range(3))
+        channel = _resize_channel(channel, stop, axis_order, clip_axes, device)
+    out[...] = channel
+
+
+def _plane_by_plane(
+    planes: Callable[[int, int], np.ndarray],
+    shape: tuple[int, ...],
+    out: np.ndarray,
+    order: int,
+    *,
+    apart: bool,
+    device: str | None,
+) -> tuple[np.float32, np.float32]:
+    """Resize y and x, and pick the nearest planes; each is clipped to its own range if they are ``apart``.
+
+    Returns the range of the planes before they were resized.
+    """
+    nearest = axis_table(shape[0], out.shape[0], 0).nearest
+    low, high = np.float32(np.inf), np.float32(-np.inf)
+    for start in range(0, len(out), _SLAB):
+        used, back = np.unique(nearest[start : start + _SLAB], return_inverse=True)
+        slab = planes(int(used[0]), int(used[-1]) + 1)
+        slab = slab if len(used) == len(slab) else slab[used - used[0]]
+        low, high = min(low, slab.min()), max(high, slab.max())
+        slab = _resize_channel(slab, (len(slab), *out.shape[1:]), order, (1, 2) if apart else None, device)
+        out[start : start + _SLAB] = slab if len(used) == len(back) else slab[back]
+    return low, high
 
 
 def _steps(
@@ -91,14 +164,15 @@ def _resize_channel(
         return channel
     if order == 0:
         return _pick(channel, shape)
-    low = channel.min(axis=clip_axes, keepdims=True)
-    high = channel.max(axis=clip_axes, keepdims=True)
     multiply = _multiply if device is None else _multiply_on(device)
     resized = channel
     for axis in _cheapest_order(channel.shape, shape, order):
         resized = multiply(resized, axis, shape[axis], order)
     # Linear weights are positive and sum to one; only higher orders overshoot.
-    return np.clip(resized, low, high, out=resized) if clip_axes is not None and order > 1 else resized
+    if clip_axes is None or order < 2:
+        return resized
+    low, high = (limit(axis=clip_axes, keepdims=True) for limit in (channel.min, channel.max))
+    return np.clip(resized, low, high, out=resized)
 
 
 def _pick(channel: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
@@ -124,10 +198,10 @@ def _cheapest_order(shape: tuple[int, ...], target: tuple[int, ...], order: int)
     return min(permutations(changing), key=work)
 
 
-def _multiply(array: np.ndarray, axis: int, length: int, order: int) -> np.ndarray:
+def _multiply(array: np.ndarray, axis: int, length: int, order: int, into: np.ndarray | None = None) -> np.ndarray:
     shape = list(array.shape)
     shape[axis] = length
-    result = np.empty(shape, dtype=np.float32)
+    result = np.empty(shape, dtype=np.float32) if into is None else into
     # The last axis is multiplied from the right, any other as rows of a (rows, everything behind) matrix.
     trailing = math.prod(array.shape[axis + 1 :])
     tail = () if trailing == 1 else (trailing,)
@@ -166,4 +240,4 @@ def _full_precision() -> Iterator[None]:
         torch.set_float32_matmul_precision(chosen)
 
 
-__all__ = ["resize", "resize_labels", "resize_matrix", "separate_axis", "target_shape"]
+__all__ = ["resize", "resize_labels", "resize_matrix", "resize_planes", "separate_axis", "target_shape"]

@@ -12,13 +12,25 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
-from scipy import ndimage, sparse
 
 # scipy continues the edge value over this many voxels before it filters; equal results need equal padding.
 _PAD = 12
 # Weights below this change a result by less than float32 can hold.
 _NEGLIGIBLE = 1e-9
-_ROWS_PER_BAND = 64
+_ROWS_PER_BAND = 32
+# Roots of the sampled B-splines inside the unit circle, by order.
+_POLES = {
+    2: (math.sqrt(8) - 3,),
+    3: (math.sqrt(3) - 2,),
+    4: (
+        math.sqrt(664 - math.sqrt(438976)) + math.sqrt(304) - 19,
+        math.sqrt(664 + math.sqrt(438976)) - math.sqrt(304) - 19,
+    ),
+    5: (
+        math.sqrt(67.5 - math.sqrt(4436.25)) + math.sqrt(26.25) - 6.5,
+        math.sqrt(67.5 + math.sqrt(4436.25)) - math.sqrt(26.25) - 6.5,
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -42,8 +54,8 @@ def resize_matrix(n_in: int, n_out: int, order: int) -> np.ndarray:
     """The float64 matrix (n_out, n_in) that resizes an axis with splines of ``order`` 0 to 5; read-only.
 
     Equal to the response of ``scipy.ndimage.zoom(mode="nearest", grid_mode=True)`` to unit vectors: edge values
-    are continued, coefficients come from scipy's spline filter, and B-splines are evaluated at the voxel centres
-    (Unser, "Splines: a perfect fit for signal and image processing", 1999).
+    are continued, coefficients come from the recursive spline filter, and B-splines are evaluated at the voxel
+    centres (Unser, "Splines: a perfect fit for signal and image processing", 1999).
 
     Raises:
         ValueError: a length below 1 or an order outside 0 to 5.
@@ -51,14 +63,17 @@ def resize_matrix(n_in: int, n_out: int, order: int) -> np.ndarray:
     if n_in < 1 or n_out < 1 or not 0 <= order <= 5:
         raise ValueError(f"cannot resize an axis from {n_in} to {n_out} voxels with order {order}")
     centres = coordinates(n_in, n_out)
-    columns = np.arange(n_in + 2 * _PAD) - _PAD
+    padded = n_in + 2 * _PAD
+    weights = np.zeros((n_out, padded))
+    rows = np.arange(n_out)
     if order == 0:
-        weights = (np.floor(centres + 0.5)[:, None] == columns).astype(np.float64)
+        weights[rows, np.floor(centres + 0.5).astype(np.intp) + _PAD] = 1.0
     else:
-        weights = _b_spline(centres[:, None] - columns, order)
-    if order > 1:
-        unit = np.eye(n_in + 2 * _PAD)
-        weights = sparse.csr_array(weights) @ ndimage.spline_filter1d(unit, order, axis=1, mode="nearest").T
+        coefficients = np.eye(padded) if order == 1 else _spline_filter(padded, order)
+        first = np.ceil(centres - (order + 1) / 2)
+        for tap in range(order + 1):
+            share = _b_spline(centres - (first + tap), order)
+            weights += share[:, None] * coefficients[(first + tap).astype(np.intp) + _PAD]
     matrix = weights[:, _PAD:-_PAD].copy()
     matrix[:, 0] += weights[:, :_PAD].sum(axis=1)
     matrix[:, -1] += weights[:, -_PAD:].sum(axis=1)
@@ -78,6 +93,25 @@ def bands(n_in: int, n_out: int, order: int) -> tuple[Band, ...]:
         weights = matrix[start:stop, first:last].astype(np.float32)
         result.append(Band(start, stop, first, last, weights))
     return tuple(result)
+
+
+def _spline_filter(length: int, order: int) -> np.ndarray:
+    """The float64 matrix from samples to B-spline coefficients, values mirrored at the outer edge of the end samples.
+
+    One causal and one anti-causal recursion per pole (Unser et al., "B-spline signal processing", part II, 1993).
+    """
+    result = np.eye(length)
+    for pole in _POLES[order]:
+        result *= (1.0 - pole) * (1.0 - 1.0 / pole)
+        steps = np.arange(length)
+        echo = pole**steps + pole ** (2 * length - 1 - steps)
+        result[0] += pole / (1.0 - pole ** (2 * length)) * (echo @ result)
+        for row in range(1, length):
+            result[row] += pole * result[row - 1]
+        result[-1] *= pole / (pole - 1.0)
+        for row in range(length - 2, -1, -1):
+            result[row] = pole * (result[row + 1] - result[row])
+    return result
 
 
 def _b_spline(distance: np.ndarray, order: int) -> np.ndarray:

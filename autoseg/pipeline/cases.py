@@ -33,12 +33,15 @@ def store_case(case: CaseFiles, *, spec: DatasetSpec, made: Plan, configuration:
     loaded, faults = load_case(case, spec, tolerance_mm=float("inf"))
     if loaded is None:
         raise DatasetError(f"{case.id}: {fault_table(faults)}", hint="mend the file and run the same command again")
+    properties = {"spacing": list(loaded.image.geometry.spacing), "shape": list(loaded.image.data.shape[1:])}
     done = preprocess_case(loaded.image, loaded.label, plan=made, configuration=configuration, id=case.id)
-    label = np.asarray(done.label).astype(np.int16)
+    # What was read is not needed any more, and writing needs memory too.
+    del loaded
+    label = np.asarray(done.label)
     locations = class_locations(label, made.labels, seed=LOCATION_SEED)
-    if done.mask is not None and any(scheme.scheme == "zscore_masked" for scheme in configuration.normalization):
+    if done.mask is not None:
         # Training zeroes masked channels here again after augmentation.
+        label = label.astype(np.int16, copy=False)
         label[(label == 0) & ~done.mask] = -1
     patch = configuration.patch_size if configuration.ndim == 3 else (1, *configuration.patch_size)
-    properties = {"spacing": list(loaded.image.geometry.spacing), "shape": list(loaded.image.data.shape[1:])}
     CaseStore(root).write_case(case.id, done.image, label[None], properties, locations, patch)

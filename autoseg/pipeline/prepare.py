@@ -1,6 +1,7 @@
 """Fingerprint, plan, preprocess: from a folder of labelled images to a store that training reads.
 
-Each stage looks at what is there already and does only what is missing or out of date.
+Each stage looks at what is there already and does only what is missing or out of date. Only planning, and checking a
+plan that somebody edited, load torch.
 """
 
 from __future__ import annotations
@@ -21,12 +22,8 @@ from autoseg.io.discover import find_dataset, read_dataset, resolve_workspace
 from autoseg.io.store import CaseStore
 from autoseg.io.verify import Fault, check_spec, fault_table
 from autoseg.log import get_logger, progress, size
-from autoseg.nets import traits_of
-from autoseg.nets.cost import training_cost
-from autoseg.nets.device import choose_device, choose_precision
 from autoseg.parallel import map_cases
 from autoseg.pipeline.cases import inspect_case, store_case
-from autoseg.pipeline.context import memory_budget, remember_dataset
 from autoseg.planning import CostFunction, check_plan, make_plan, plan_table
 from autoseg.planning.choice import AUTO
 from autoseg.schema.dataset import DatasetSpec
@@ -37,9 +34,8 @@ from autoseg.schema.settings import PrepareSettings
 
 _LOG = get_logger(__name__)
 
-# Peak bytes per voxel and channel while a case is read and cropped, and while it is resampled (float32 copies).
-FINGERPRINT_BYTES_PER_VOXEL = 16
-PREPROCESS_BYTES_PER_VOXEL = 32
+# Peak bytes per voxel and channel, the label being one more, while a case is resampled (float32 copies).
+PREPROCESS_BYTES_PER_VOXEL = 16
 
 
 def plan_and_preprocess(settings: PrepareSettings) -> Plan:
@@ -142,6 +138,9 @@ def plan(settings: PrepareSettings) -> Plan:
     Raises:
         SettingError: an edited plan or a setting does not fit; every problem is listed.
     """
+    from autoseg.nets import traits_of
+    from autoseg.pipeline.context import memory_budget, remember_dataset
+
     measured = fingerprint(settings)
     workspace, spec = _open(settings)
     folder = workspace.prepared(spec.name)
@@ -185,11 +184,16 @@ def planned_device(settings: PrepareSettings) -> str:
     """``cpu`` or ``cuda``; with a stated memory also for a GPU that this machine does not have."""
     if settings.memory is not None and settings.device.startswith("cuda"):
         return "cuda"
+    from autoseg.nets.device import choose_device
+
     return choose_device(settings.device).type
 
 
 def cost_function(device: str) -> CostFunction:
     """What a training step costs on a planned device, in the precision that would be used there."""
+    from autoseg.nets.cost import training_cost
+    from autoseg.nets.device import choose_device, choose_precision
+
     mixed = device == "cuda" or choose_precision(choose_device("cpu")) is not None
     return partial(training_cost, precision="mixed" if mixed else "float32")
 
@@ -275,7 +279,7 @@ def preprocess(settings: PrepareSettings, made: Plan | None = None) -> None:
     workspace, spec = _open(settings)
     folder = workspace.prepared(spec.name)
     if made is None:
-        made = load_plan(folder, settings)
+        made = _unedited_plan(folder) or load_plan(folder, settings)
         if records.load(Fingerprint, folder.fingerprint).content_hash != content_hash(spec):
             raise DatasetError(
                 f"{spec.name} changed since it was measured", hint=f"run autoseg_plan_and_preprocess -d {spec.name}"
@@ -285,6 +289,16 @@ def preprocess(settings: PrepareSettings, made: Plan | None = None) -> None:
             # Another hash empties the store.
             CaseStore(folder.store(name)).begin("")
         preprocess_configuration(spec, made, made.configuration(name), folder, workers=settings.workers)
+
+
+def _unedited_plan(folder: PreparedFolder) -> Plan | None:
+    """The plan on disk if it is as it was written, checked; checking it again would cost more than preprocessing."""
+    if not folder.plan.exists() or not folder.plan_origin.exists():
+        return None
+    text = folder.plan.read_text(encoding="utf-8")
+    if _hash(text) != records.load(PlanOrigin, folder.plan_origin).plan_hash:
+        return None
+    return records.from_json(Plan, text, source=str(folder.plan))
 
 
 def load_plan(folder: PreparedFolder, settings: PrepareSettings) -> Plan:

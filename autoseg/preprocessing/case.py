@@ -6,15 +6,15 @@ The way back is ``restore.Restorer``.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import ndimage
 
 from autoseg.io.volume import Volume
 from autoseg.ops.crop import Box, crop, nonzero_box, nonzero_mask
-from autoseg.ops.normalize import normalize
-from autoseg.ops.resample import resize, resize_labels, separate_axis, target_shape
+from autoseg.ops.normalize import normalizers
+from autoseg.ops.resample import resize_labels, resize_planes, separate_axis, target_shape
 from autoseg.preprocessing.trace import Trace
 from autoseg.schema.dataset import Labels
 from autoseg.schema.plan import Configuration, Plan
@@ -24,6 +24,7 @@ ANNOTATED = -1
 
 _MAX_LOCATIONS = 10_000
 _MIN_FRACTION = 0.01
+_SLAB_VOXELS = 1 << 18
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,14 +68,16 @@ def preprocess_case(
     masked = any(scheme.scheme == "zscore_masked" for scheme in configuration.normalization)
     mask = nonzero_mask(cropped) if masked else None
     rules = configuration.resampling
-    normalized = normalize(cropped, configuration.normalization, mask)
-    resampled = resize(
-        normalized,
-        trace.resampled_shape,
-        order=rules.order_image,
-        separate_axis=trace.separate_axis,
-        order_z=rules.order_z,
-    )
+    resampled = np.empty((len(cropped), *trace.resampled_shape), dtype=np.float32)
+    for planes, out in zip(normalizers(cropped, configuration.normalization, mask), resampled, strict=True):
+        resize_planes(
+            planes,
+            cropped.shape[1:],
+            out,
+            order=rules.order_image,
+            separate_axis=trace.separate_axis,
+            order_z=rules.order_z,
+        )
 
     def on_grid(values: np.ndarray) -> np.ndarray:
         return resize_labels(
@@ -108,36 +111,66 @@ def class_locations(
     replacement; absent classes have no entry. With an ignore label, ``ANNOTATED`` has voxels of any other index.
     The draw of a class depends on ``seed`` and its index only.
     """
-    boxes = ndimage.find_objects(np.maximum(label, 0), max_label=len(labels.leaves))
-    found: dict[int, np.ndarray] = {}
-    for index, entry in enumerate(labels.foreground):
-        present = [value for value in labels.internal(entry) if value > 0 and boxes[value - 1] is not None]
-        if present:
-            box = _union([boxes[value - 1] for value in present])
-            found[index] = _draw(np.isin(label[box], present), box, (seed, index), maximum, minimum_fraction)
+    heads = {index: labels.internal(entry) for index, entry in enumerate(labels.foreground)}
     if labels.ignore_index is not None:
-        annotated = (label >= 0) & (label != labels.ignore_index)
-        if annotated.any():
-            whole = tuple(slice(0, length) for length in label.shape)
-            found[ANNOTATED] = _draw(annotated, whole, (seed, len(labels.foreground)), maximum, minimum_fraction)
+        heads[ANNOTATED] = tuple(range(len(labels.leaves)))
+    counts = np.stack([_class_counts(slab, len(labels.leaves)) for _, slab in _slabs(label)])
+    found: dict[int, _Drawn] = {}
+    for position, (head, values) in enumerate(heads.items()):
+        used = sorted(value for value in values if value > 0 or head == ANNOTATED)
+        before = np.concatenate([[0], np.cumsum(counts[:, used].sum(axis=1))])
+        total = int(before[-1])
+        if total:
+            count = max(min(maximum, total), math.ceil(minimum_fraction * total))
+            ranks = np.random.default_rng((seed, position)).choice(total, count, replace=False, shuffle=False)
+            found[head] = _Drawn(values=used, ranks=np.sort(ranks), before=before)
+    return _located(label, counts, found)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Drawn:
+    """``ranks`` among the voxels of the indices ``values`` as they lie in memory; ``before`` slab i are so many."""
+
+    values: list[int]
+    ranks: np.ndarray
+    before: np.ndarray
+
+
+def _slabs(label: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+    """(first plane, some planes) one after the other."""
+    step = max(1, _SLAB_VOXELS // label[0].size)
+    return ((z, label[z : z + step]) for z in range(0, len(label), step))
+
+
+def _class_counts(slab: np.ndarray, classes: int) -> np.ndarray:
+    """Voxels of each internal index."""
+    found = np.bincount(slab[slab > 0], minlength=classes)[:classes]
+    found[0] = np.count_nonzero(slab == 0)
     return found
 
 
-def _union(boxes: list[tuple[slice, ...]]) -> tuple[slice, ...]:
-    return tuple(
-        slice(min(part.start for part in parts), max(part.stop for part in parts)) for parts in zip(*boxes, strict=True)
-    )
-
-
-def _draw(
-    chosen: np.ndarray, box: tuple[slice, ...], seed: tuple[int, int], maximum: int, minimum_fraction: float
-) -> np.ndarray:
-    """Some of the voxels of ``box`` where ``chosen`` is true, as positions in the whole label, ascending."""
-    flat = np.flatnonzero(chosen)
-    count = max(min(maximum, len(flat)), math.ceil(minimum_fraction * len(flat)))
-    drawn = np.sort(np.random.default_rng(seed).choice(flat, count, replace=False, shuffle=False))
-    inside = np.stack(np.unravel_index(drawn, chosen.shape), axis=1)
-    return (inside + [part.start for part in box]).astype(np.int32)
+def _located(label: np.ndarray, counts: np.ndarray, drawn: Mapping[int, _Drawn]) -> dict[int, np.ndarray]:
+    """Where the drawn voxels are; slab by slab, so that the places of all voxels are never listed at once."""
+    result = {head: np.empty((len(item.ranks), 3), dtype=np.int32) for head, item in drawn.items()}
+    bounds = {head: np.searchsorted(item.ranks, item.before) for head, item in drawn.items()}
+    for index, (z, slab) in enumerate(_slabs(label)):
+        wanted = [head for head in drawn if bounds[head][index + 1] > bounds[head][index]]
+        if not wanted:
+            continue
+        values = slab.ravel()
+        inside = np.flatnonzero((values > 0) & (values < counts.shape[1]))
+        inside = inside[np.argsort(values[inside], kind="stable")]
+        ends = np.cumsum(counts[index, 1:])
+        groups = [np.flatnonzero(values == 0) if ANNOTATED in wanted else inside[:0], *np.split(inside, ends)]
+        for head in wanted:
+            item = drawn[head]
+            start, stop = bounds[head][index : index + 2]
+            parts = [groups[value] for value in item.values]
+            places = parts[0] if len(parts) == 1 else np.sort(np.concatenate(parts))
+            chosen = places[item.ranks[start:stop] - item.before[index]]
+            result[head][start:stop] = np.stack(np.unravel_index(chosen, slab.shape), axis=1)
+            result[head][start:stop, 0] += z
+    return result
 
 
 def _trace(image: Volume, cropped_shape: tuple[int, ...], box: Box, plan: Plan, configuration: Configuration) -> Trace:

@@ -20,9 +20,10 @@ def volume(data: np.ndarray) -> Volume:
     return Volume(data, Geometry.upright((3.0, 1.0, 0.5)))
 
 
-def test_a_case_agrees_with_numpy() -> None:
+@pytest.mark.parametrize("kind", [np.float32, np.float64, np.int32, np.int16, np.uint16, np.uint8])
+def test_a_case_agrees_with_numpy(kind: type) -> None:
     rng = np.random.default_rng(0)
-    data = rng.normal(50, 20, (2, 12, 30, 31)).astype(np.float32)
+    data = rng.normal(50, 20, (2, 12, 30, 31)).clip(0 if np.dtype(kind).kind == "u" else None).astype(kind)
     label = rng.integers(0, 4, (12, 30, 31))
     figures = case_stats("x", volume(data), label, LABELS).figures
     inside = (label == 1) | (label == 2)
@@ -45,6 +46,17 @@ def test_voxels_and_components_are_counted_per_label() -> None:
     label[0, 4, 4] = 3  # ignored
     counts = case_stats("x", volume(np.ones((1, 1, 10, 10))), label, LABELS).figures.classes
     assert [(item.name, item.voxels, item.components) for item in counts] == [("a", 10, 2), ("b", 0, 0)]
+
+
+def test_labels_that_are_made_of_several_integers_are_counted_as_one() -> None:
+    labels = Labels(
+        foreground=(Label(name="whole", values=(1, 2)), Label(name="core", values=(2,))), regions_class_order=(1, 2)
+    )
+    label = np.zeros((3, 10, 10), dtype=np.uint8)
+    label[1, 2:5, 2:5] = 1
+    label[1, 3, 3] = label[1, 4, 4] = label[1, 8, 8] = 2
+    counts = case_stats("x", volume(np.ones((1, 3, 10, 10))), label, labels).figures.classes
+    assert [(item.name, item.voxels, item.components) for item in counts] == [("whole", 10, 2), ("core", 3, 2)]
 
 
 def test_the_crop_is_the_box_of_what_is_not_zero() -> None:

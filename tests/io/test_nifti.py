@@ -2,6 +2,8 @@
 
 import gzip
 import struct
+import subprocess
+import sys
 from pathlib import Path
 
 import nibabel
@@ -181,3 +183,47 @@ def test_equal_images_are_equal_files(tmp_path):
     for name in ("a.nii.gz", "b.nii.gz"):
         write_image(tmp_path / name, volume)
     assert (tmp_path / "a.nii.gz").read_bytes() == (tmp_path / "b.nii.gz").read_bytes()
+
+
+@pytest.mark.parametrize("kind", ["sform", "qform", "both", "neither", "disagreeing", "metres", "one slice"])
+@pytest.mark.parametrize("affine", [np.diag([-0.7, -0.7, 5.0, 1.0]), square(OBLIQUE), np.diag([0.7, 0.9, -2.5, 1.0])])
+def test_geometry_is_that_of_itk_whatever_the_header_says(tmp_path, kind, affine):
+    shape = (6, 5, 1) if kind == "one slice" else (6, 5, 4)
+    image = nibabel.Nifti1Image(np.zeros(shape, np.int16), affine)
+    image.set_sform(affine, code=0 if kind in {"qform", "neither"} else 1)
+    image.set_qform(affine, code=0 if kind in {"sform", "neither"} else 1)
+    if kind == "disagreeing":
+        image.set_qform(affine @ np.diag([-1, -1, 1, 1]), code=1)
+    image.header.set_xyzt_units("meter" if kind == "metres" else "mm")
+    nibabel.save(image, tmp_path / "image.nii.gz")
+    expected = sitk.ReadImage(str(tmp_path / "image.nii.gz"))
+    found = read_image(tmp_path / "image.nii.gz").geometry
+    n = expected.GetDimension()
+    np.testing.assert_allclose(found.spacing[::-1][:n], expected.GetSpacing(), rtol=1e-12)
+    np.testing.assert_allclose(found.origin, expected.GetOrigin(), atol=1e-12)
+    np.testing.assert_allclose(found.direction, expected.GetDirection(), atol=1e-12)
+
+
+def test_a_plain_volume_is_read_without_itk(tmp_path):
+    path = save(tmp_path / "image.nii.gz", np.zeros((4, 5, 6), np.int16))
+    code = f"import sys; from autoseg.io.images import read_image; read_image({str(path)!r}); "
+    code += "sys.exit('SimpleITK' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("tail", [b"", b"\0" * 700])
+@pytest.mark.parametrize("pieces", [1, 2, 5])
+def test_a_compressed_file_may_have_several_members_and_padding(tmp_path, pieces, tail):
+    data = np.random.default_rng(0).integers(0, 255, (90, 80, 70)).astype(np.uint16)
+    whole = save(tmp_path / "plain.nii", data).read_bytes()
+    step = -(-len(whole) // pieces)
+    parts = [gzip.compress(whole[start : start + step]) for start in range(0, len(whole), step)]
+    (tmp_path / "image.nii.gz").write_bytes(b"".join(parts) + tail)
+    np.testing.assert_array_equal(read_image(tmp_path / "image.nii.gz").data[0].T, data)
+
+
+def test_rubbish_behind_a_compressed_file_is_refused(tmp_path):
+    path = save(tmp_path / "image.nii.gz", np.zeros((4, 5, 6), np.int16))
+    path.write_bytes(path.read_bytes() + b"rubbish")
+    with pytest.raises(DatasetError, match="is damaged"):
+        read_image(path)

@@ -8,7 +8,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
-from autoseg.ops.components import count_components, fill_holes, label_components, largest_component, remove_small
+from autoseg.ops.components import (
+    count_class_components,
+    count_components,
+    fill_holes,
+    label_components,
+    largest_component,
+    remove_small,
+)
 
 FULL = np.ones((3, 3, 3))
 
@@ -63,3 +70,13 @@ def test_filling_leaves_the_mask_that_came_in() -> None:
     shell[2, 2, 2] = False
     assert fill_holes(shell).all()
     assert not shell[2, 2, 2]
+
+
+@settings(max_examples=50, deadline=None, derandomize=True)
+@given(mask=masks(), classes=st.integers(1, 4))
+def test_classes_counted_in_one_pass_are_those_counted_one_by_one(mask: np.ndarray, classes: int) -> None:
+    label = (mask * np.random.default_rng(0).integers(1, classes + 2, mask.shape)).astype(np.uint8)
+    found = count_class_components(label, classes)
+    assert len(found) == classes + 1
+    for value in range(1, classes + 1):
+        assert found[value] == (int((label == value).sum()), ndimage.label(label == value, FULL)[1])

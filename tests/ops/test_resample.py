@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scipy import ndimage
 from skimage.transform import resize as skimage_resize
 
-from autoseg.ops.resample import resize, resize_labels, resize_matrix, separate_axis, target_shape
+from autoseg.ops.resample import resize, resize_labels, resize_matrix, resize_planes, separate_axis, target_shape
 from autoseg.ops.spline import bands
 
 LENGTH = st.integers(1, 40)
@@ -97,6 +97,29 @@ def test_an_image_of_the_right_shape_stays_as_it_is() -> None:
     np.testing.assert_array_equal(resize(image, (2, 3, 4), order=3), image)
 
 
+@pytest.mark.parametrize("kind", [np.int16, np.float64])
+@pytest.mark.parametrize("depth", [1, 3, 4, 13])
+def test_planes_that_keep_their_number_share_one_range(depth: int, kind: type) -> None:
+    image = (np.random.default_rng(depth).standard_normal((1, depth, 20, 21)) * 500).astype(kind)
+    result = resize(image[:, ::-1], (depth, 31, 17), order=3)[0]
+    np.testing.assert_allclose(result / 500, reference(image[0, ::-1], (depth, 31, 17), 3) / 500, atol=1e-5)
+
+
+@pytest.mark.parametrize("depth", [2, 29])
+def test_planes_are_asked_for_a_few_at_a_time(depth: int) -> None:
+    image = np.random.default_rng(0).standard_normal((11, 9, 8)).astype(np.float32)
+    asked = []
+
+    def planes(start: int, stop: int) -> np.ndarray:
+        asked.append(stop - start)
+        return image[start:stop].copy()
+
+    out = np.empty((depth, 12, 13), dtype=np.float32)
+    resize_planes(planes, image.shape, out, order=3, separate_axis=0, order_z=0)
+    np.testing.assert_allclose(out, reference_separate(image, out.shape, 3, 0, 0), atol=2e-5)
+    assert max(asked) < len(image)
+
+
 def test_resize_wants_channels_first() -> None:
     with pytest.raises(ValueError, match="four axes"):
         resize(np.zeros((4, 4, 4)), (2, 2, 2), order=1)
@@ -153,6 +176,16 @@ def test_many_labels_survive_a_change_of_resolution() -> None:
     blocks = np.kron(np.arange(1, 126).reshape(5, 5, 5), np.ones((4, 4, 4), dtype=np.int64)).astype(np.uint8)
     upsampled = resize_labels(blocks, (40, 40, 40))
     np.testing.assert_array_equal(upsampled, np.kron(blocks, np.ones((2, 2, 2), dtype=np.uint8)))
+
+
+@pytest.mark.parametrize("new", [(30, 9, 11), (7, 40, 33), (14, 16, 50)])
+def test_a_label_far_from_the_border_is_where_the_largest_indicator_is(new: tuple[int, ...]) -> None:
+    labels = np.zeros((14, 16, 18), dtype=np.int16)
+    labels[5:9, 2:3, 11:16] = np.random.default_rng(0).integers(-1, 3, (4, 1, 5))
+    values, scores = indicator_scores(labels, new)
+    clear = np.sort(scores, axis=0)[-1] - np.sort(scores, axis=0)[-2] > 1e-9
+    result = resize_labels(labels, new)
+    np.testing.assert_array_equal(result[clear], values[scores.argmax(axis=0)][clear])
 
 
 def test_labels_of_higher_orders_are_refused() -> None:

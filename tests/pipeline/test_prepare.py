@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -48,6 +51,15 @@ def test_a_second_run_keeps_the_plan_and_the_store(workdir: Path) -> None:
     before = {path.name: path.stat().st_mtime_ns for path in store.iterdir()}
     assert prepare(workdir) == first
     assert {path.name: path.stat().st_mtime_ns for path in store.iterdir()} == before
+
+
+@pytest.mark.parametrize("verb", ["fingerprint", "preprocess"])
+def test_neither_measuring_nor_preprocessing_loads_torch(workdir: Path, verb: str) -> None:
+    prepare(workdir)
+    code = f"import sys; from autoseg.cli.main import main; main([{verb!r}, '-d', '7', '--clean', '-w', '0', '-q'])"
+    code += "; sys.exit(bool({'torch', 'scipy', 'SimpleITK'} & set(sys.modules)))"
+    environment = {**os.environ, "AUTOSEG_HOME": str(workdir)}
+    assert subprocess.run([sys.executable, "-c", code], env=environment, check=False).returncode == 0
 
 
 def test_clean_makes_the_store_again(workdir: Path) -> None:
