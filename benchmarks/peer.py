@@ -9,6 +9,8 @@ from pathlib import Path
 import torch
 
 VERSION = "nnunetv2==2.8.1"
+# nnU-Net 2 has no surface distances: its users take one of these.
+DISTANCES = ("medpy==0.5.2", "surface-distance==0.1")
 
 
 def environment(folder: Path) -> Path:
@@ -18,6 +20,8 @@ def environment(folder: Path) -> Path:
     if not done.exists():
         subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
         torch_version = torch.__version__.split("+")[0]
-        subprocess.run([str(python), "-m", "pip", "install", "-q", f"torch=={torch_version}", VERSION], check=True)
+        subprocess.run(
+            [str(python), "-m", "pip", "install", "-q", f"torch=={torch_version}", VERSION, *DISTANCES], check=True
+        )
         done.touch()
     return python

@@ -36,7 +36,7 @@ def main() -> None:
     arguments = _arguments()
     with tempfile.TemporaryDirectory() as folder:
         model = ModelFolder(Path(folder))
-        _write_model(model, classes=arguments.classes, patch=arguments.patch, width=arguments.width)
+        write_model(model, classes=arguments.classes, patch=arguments.patch, width=arguments.width)
         predictor = Predictor.load(model.root, device="cpu", memory=arguments.memory, step_size=arguments.step_size)
     volume = _image(arguments.shape)
     before = _peak()
@@ -75,7 +75,8 @@ def _image(shape: tuple[int, ...]) -> Volume:
     return Volume(data, Geometry.upright((1.0, 1.0, 1.0)))
 
 
-def _write_model(model: ModelFolder, *, classes: int, patch: tuple[int, ...], width: int) -> None:
+def write_model(model: ModelFolder, *, classes: int, patch: tuple[int, ...], width: int) -> None:
+    """One trained fold of a two-stage U-Net with random weights; ``classes`` with the background."""
     three, one, two = (3, 3, 3), (1, 1, 1), (2, 2, 2)
     configuration = Configuration(
         name=NAME,
