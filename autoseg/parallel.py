@@ -80,9 +80,10 @@ def resident_memory() -> int:
     return int(psutil.Process().memory_info().rss)
 
 
-def worker_count(*, requested: int | None, items: int, bytes_per_item: float) -> int:
-    """How many workers fit: the request or all cores, and no more than 80% of free memory holds."""
-    fitting = max(1, int(0.8 * available_memory() / max(bytes_per_item, 1.0)))
+def worker_count(*, requested: int | None, items: int, bytes_per_item: float, memory: int | None = None) -> int:
+    """How many workers fit: the request or all cores, and no more than 80% of ``memory`` (None: what is free) holds."""
+    free = available_memory() if memory is None else min(memory, available_memory())
+    fitting = max(1, int(0.8 * free / max(bytes_per_item, 1.0)))
     return max(1, min(requested or cores(), fitting, items))
 
 
@@ -92,6 +93,7 @@ def map_cases(
     *,
     workers: int | None = None,
     bytes_per_item: float = 0.0,
+    memory: int | None = None,
     executor: Executor | None = None,
 ) -> Iterator[Outcome[I, V]]:
     """Run ``function`` over ``items`` and yield an ``Outcome`` for each, in the order in which they finish.
@@ -100,7 +102,8 @@ def map_cases(
         function: importable (a module-level function or a partial of one); may run twice for an item if a
             worker dies, so it must write atomically.
         workers: processes; 0 runs everything in this process, None takes what cores and memory allow.
-        bytes_per_item: expected peak memory of one item, to keep the sum below the free memory.
+        bytes_per_item: expected peak memory of one item, to keep the sum below the memory.
+        memory: bytes that all workers together may use; None: what is free.
         executor: any ``concurrent.futures`` executor (Dask, a Slurm bridge) in place of local processes.
     """
     if not items:
@@ -112,7 +115,7 @@ def map_cases(
     if executor is not None:
         yield from _drain(executor, function, deque(items), width=2 * len(items), lost=deque())
         return
-    width = worker_count(requested=workers, items=len(items), bytes_per_item=bytes_per_item)
+    width = worker_count(requested=workers, items=len(items), bytes_per_item=bytes_per_item, memory=memory)
     pending = deque(items)
     while pending:
         lost: deque[I] = deque()

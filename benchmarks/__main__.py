@@ -40,8 +40,9 @@ def main() -> int:
                 continue
             results.append(result)
             _say(table.summary(result))
-    if not asked.quick:
-        table.write(results, machine=machine.describe(limits), folder=ROOT / "docs")
+            if not asked.quick:
+                # After every row: whoever stops the bench keeps what was measured.
+                table.write([result], machine=machine.describe(limits), folder=ROOT / "docs")
     _say("\n".join(["", f"{len(results)} rows measured", *failures]))
     return 1 if failures else 0
 

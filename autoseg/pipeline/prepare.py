@@ -113,7 +113,10 @@ def _inspect(spec: DatasetSpec, settings: PrepareSettings) -> tuple[list[CaseSta
     faults.extend(check_spec(spec))
     # Every worker gets one case at a time; the list of all would travel with each.
     work = partial(inspect_case, spec=replace(spec, cases=()), tolerance=settings.tolerance)
-    outcomes = map_cases(work, spec.cases, workers=settings.workers, bytes_per_item=_largest_file(spec) * 8)
+    needed = _largest_file(spec) * 8
+    outcomes = map_cases(
+        work, spec.cases, workers=settings.workers, bytes_per_item=needed, memory=_worker_memory(settings)
+    )
     for outcome in progress(outcomes, total=len(spec.cases), label="fingerprint"):
         found, wrong = outcome.unwrap()
         faults.extend(wrong)
@@ -122,6 +125,11 @@ def _inspect(spec: DatasetSpec, settings: PrepareSettings) -> tuple[list[CaseSta
     order = {case.id: index for index, case in enumerate(spec.cases)}
     faults.sort(key=lambda fault: order.get(fault.case, -1))
     return stats, faults
+
+
+def _worker_memory(settings: PrepareSettings) -> int | None:
+    """What preparing may use: the stated memory, unless that is a GPU's."""
+    return None if settings.device.startswith("cuda") else settings.memory
 
 
 def _largest_file(spec: DatasetSpec) -> int:
@@ -288,7 +296,14 @@ def preprocess(settings: PrepareSettings, made: Plan | None = None) -> None:
         if settings.clean:
             # Another hash empties the store.
             CaseStore(folder.store(name)).begin("")
-        preprocess_configuration(spec, made, made.configuration(name), folder, workers=settings.workers)
+        preprocess_configuration(
+            spec,
+            made,
+            made.configuration(name),
+            folder,
+            workers=settings.workers,
+            memory=_worker_memory(settings),
+        )
 
 
 def _unedited_plan(folder: PreparedFolder) -> Plan | None:
@@ -325,9 +340,15 @@ def store_of(folder: PreparedFolder, made: Plan, configuration: Configuration) -
 
 
 def preprocess_configuration(
-    spec: DatasetSpec, made: Plan, configuration: Configuration, folder: PreparedFolder, *, workers: int | None = None
+    spec: DatasetSpec,
+    made: Plan,
+    configuration: Configuration,
+    folder: PreparedFolder,
+    *,
+    workers: int | None = None,
+    memory: int | None = None,
 ) -> CaseStore:
-    """Bring the store of one configuration up to date and return it."""
+    """Bring the store of one configuration up to date and return it; ``workers`` and ``memory`` as in ``map_cases``."""
     measured = records.load(Fingerprint, folder.fingerprint)
     store = store_of(folder, made, configuration)
     store.begin(_store_hash(measured, made, configuration))
@@ -344,7 +365,7 @@ def preprocess_configuration(
     )
     voxels = max(_voxels(case.shape, case.spacing, made, configuration) for case in measured.cases)
     bytes_per_case = voxels * (len(spec.channels) + 1) * PREPROCESS_BYTES_PER_VOXEL
-    outcomes = map_cases(work, missing, workers=workers, bytes_per_item=bytes_per_case)
+    outcomes = map_cases(work, missing, workers=workers, bytes_per_item=bytes_per_case, memory=memory)
     problems = [str(outcome.error) for outcome in progress(outcomes, total=len(missing), label=label) if outcome.error]
     if problems:
         raise WorkerError(

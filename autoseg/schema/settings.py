@@ -149,7 +149,7 @@ class PrepareSettings(CommonSettings):
     )
     memory: int | None = option(
         None,
-        "memory for training, such as 8GB; default: the GPU's, else the free RAM",
+        "memory for training, and on a CPU for preparing, such as 8GB; default: the GPU's, else the free RAM",
         metavar="SIZE",
         parse=parse_bytes,
     )

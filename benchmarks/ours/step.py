@@ -15,6 +15,7 @@ from autoseg import records
 from autoseg.losses import segmentation_loss
 from autoseg.nets import build_network, traits_of
 from autoseg.nets.device import choose_precision
+from autoseg.nets.heap import reused_heap
 from autoseg.schema.dataset import Label, Labels
 from autoseg.schema.plan import Architecture, Topology
 from autoseg.training.optim import make_optimizer
@@ -56,14 +57,15 @@ def main() -> None:
     state = TrainState(network=network, optimizer=make_optimizer(network.parameters(), recipe))
     loss = segmentation_loss(labels, batch_dice=description["batch_dice"], weights=network.output_weights)
     losses, seconds = [], []
-    for images, target in zip(given["images"], given["targets"], strict=True):
-        image = torch.from_numpy(images).contiguous(memory_format=kitchen.memory_format)
-        started = time.perf_counter()
-        value = train_step(
-            state, image, torch.from_numpy(target), loss=loss, kitchen=kitchen, clip_norm=recipe.clip_norm
-        )
-        losses.append(float(value))
-        seconds.append(time.perf_counter() - started)
+    with reused_heap():
+        for images, target in zip(given["images"], given["targets"], strict=True):
+            image = torch.from_numpy(images).contiguous(memory_format=kitchen.memory_format)
+            started = time.perf_counter()
+            value = train_step(
+                state, image, torch.from_numpy(target), loss=loss, kitchen=kitchen, clip_norm=recipe.clip_norm
+            )
+            losses.append(float(value))
+            seconds.append(time.perf_counter() - started)
     np.save(answer, np.array(losses))
     report(statistics.median(seconds[1:]), losses=losses, precision=str(kitchen.precision))
 

@@ -57,7 +57,7 @@ _TASKS = (
         patch_size=(64, 128, 128),
         batch_size=2,
         batch_dice=False,
-        steps=3,
+        steps=2,
     ),
     Task(
         name="2D plan",
@@ -65,7 +65,7 @@ _TASKS = (
         patch_size=(256, 256),
         batch_size=12,
         batch_dice=True,
-        steps=5,
+        steps=3,
     ),
 )
 _QUICK = (

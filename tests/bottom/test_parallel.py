@@ -81,3 +81,8 @@ def test_leaving_early_ends_the_thread() -> None:
     while any(thread.name == "autoseg-prefetch" for thread in threading.enumerate()):
         assert time.monotonic() < deadline
         time.sleep(0.01)
+
+
+def test_a_stated_memory_bounds_the_workers() -> None:
+    assert worker_count(requested=8, items=100, bytes_per_item=1e8, memory=500_000_000) == 4
+    assert worker_count(requested=8, items=100, bytes_per_item=1e8, memory=10**18) <= 8
