@@ -5,13 +5,11 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
 
 from autoseg.errors import DivergenceError
-from autoseg.nets.heap import reused_heap
 from autoseg.schema.architecture import Recipe
 from autoseg.training.distributed import World, agree
 from autoseg.training.optim import adjust_optimizer
@@ -53,35 +51,6 @@ def fit(
     Raises:
         DivergenceError: the mean loss of an epoch is not finite.
     """
-    # A GPU keeps its freed memory by itself.
-    with reused_heap() if device.type == "cpu" else nullcontext():
-        return _fit(
-            state,
-            take_step,
-            validate=validate,
-            schedule=schedule,
-            recipe=recipe,
-            device=device,
-            world=world,
-            hooks=hooks,
-            stop=stop,
-            clock=clock,
-        )
-
-
-def _fit(
-    state: TrainState,
-    take_step: TakeStep,
-    *,
-    validate: Validate,
-    schedule: Schedule,
-    recipe: Recipe,
-    device: torch.device,
-    world: World,
-    hooks: Sequence[Hook],
-    stop: Callable[[], bool],
-    clock: Callable[[], float],
-) -> bool:
     mark = clock()
     while not schedule.finished(state.step, state.elapsed):
         if agree(float(stop()), world, device):

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from autoseg.log import duration, get_logger
 from autoseg.losses import segmentation_loss
 from autoseg.nets import build_network
 from autoseg.nets.device import choose_device, choose_precision, tune
+from autoseg.nets.heap import reused_heap
 from autoseg.schema.architecture import Recipe
 from autoseg.schema.folders import FoldFolder
 from autoseg.schema.plan import Configuration, Plan
@@ -158,6 +160,16 @@ def memory_errors(task: FoldTask) -> Iterator[None]:
         ) from error
 
 
+def training_heap(tasks: Sequence[FoldTask], kitchen: Kitchen) -> AbstractContextManager[None]:
+    """How the memory of the steps of one or several datasets is kept on a CPU; a GPU keeps its own."""
+    if kitchen.device.type != "cpu":
+        return nullcontext()
+    configurations = [task.configuration for task in tasks]
+    # In a U-Net the largest map is what its last step concatenates.
+    values = max(2 * one.topology.features[0] * one.batch_size * math.prod(one.patch_size) for one in configurations)
+    return reused_heap(values * (4 if kitchen.precision is None else 2))
+
+
 def make_kitchen(task: FoldTask, device: torch.device, world: World) -> Kitchen:
     configuration = task.configuration
     masked = tuple(
@@ -222,6 +234,7 @@ def _run(
     draw_progress: Hook | None,
 ) -> bool:
     with (
+        training_heap([task], kitchen),
         logging_to(task, state) if world.is_first else nullcontext() as log_epoch,
         open_steps(task, kitchen, world, state.network, first_step=state.step) as take_step,
     ):

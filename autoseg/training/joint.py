@@ -32,6 +32,7 @@ from autoseg.training.fold import (
     make_state,
     memory_errors,
     open_steps,
+    training_heap,
 )
 from autoseg.training.keeping import epoch_hooks, go_on, leave, run_record, stopped
 from autoseg.training.loggers import logging_to
@@ -145,6 +146,7 @@ def _run(
 ) -> bool:
     world, count = read_world(), len(task.domains)
     with ExitStack() as stack:
+        stack.enter_context(training_heap(task.domains, kitchens[0]))
         log_epoch = stack.enter_context(logging_to(task, state))
         steps: list[TakeStep] = []
         for index, (domain, kitchen) in enumerate(zip(task.domains, kitchens, strict=True)):
