@@ -21,7 +21,8 @@ def main() -> int:
     limits = machine.probe()
     data = asked.data.resolve() if asked.data.is_dir() else None
     setting = Setting(
-        work=asked.workdir.resolve(),
+        # Data of different sizes must not be taken for each other.
+        work=asked.workdir.resolve() / ("quick" if asked.quick else "full"),
         data=data,
         ours=Path(sys.executable),
         peer=peer_python,
