@@ -10,6 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from autoseg.nets.lean_norm import normalize_samples
+
 _CONVOLUTIONS = (nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _INSTANCE_NORMS = (nn.InstanceNorm2d, nn.InstanceNorm3d)
 
@@ -56,19 +58,7 @@ class FrozenInstanceNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         result = x if self.in_place else torch.empty_like(x)
-        mean, deviation = x.new_empty((2, x.shape[1]), dtype=torch.float32)
-        for sample, out in zip(x.split(1), result.split(1), strict=True):
-            torch.native_batch_norm(
-                sample,
-                self.weight,
-                self.bias,
-                None,
-                None,
-                training=True,
-                momentum=0.0,
-                eps=self.eps,
-                out=(out, mean, deviation),
-            )
+        normalize_samples(x, self.weight, self.bias, self.eps, out=result)
         return result
 
 

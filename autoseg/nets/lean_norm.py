@@ -62,17 +62,27 @@ def _forward(
     x: Tensor, weight: Tensor, bias: Tensor, eps: float, slope: float, *, out: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """``out`` (may be ``x``) filled, and mean and 1 / standard deviation (b, c) of every sample."""
-    means, scales = [], []
-    for sample, target in zip(x.split(1), out.split(1), strict=True):
-        mean, scale = (torch.empty_like(weight) for _ in range(2))
+    means, scales = normalize_samples(x, weight, bias, eps, out=out)
+    if slope != 1.0:
+        F.leaky_relu_(out, slope)
+    return out, means, scales
+
+
+def normalize_samples(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, *, out: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Instance normalisation of (b, c, *spatial) into ``out``, which may be ``x``, without a change of layout.
+
+    Returns:
+        Mean and 1 / standard deviation (b, c) of every channel, float64 for such an input and else float32.
+    """
+    kind = torch.float64 if x.dtype == torch.float64 else torch.float32
+    means, scales = x.new_empty((2, *x.shape[:2]), dtype=kind)
+    for sample, target, mean, scale in zip(x.split(1), out.split(1), means, scales, strict=True):
         torch.ops.aten.native_batch_norm.out(
             sample, weight, bias, None, None, True, 0.0, eps, out=target, save_mean=mean, save_invstd=scale
         )
-        means.append(mean)
-        scales.append(scale)
-    if slope != 1.0:
-        F.leaky_relu_(out, slope)
-    return out, torch.stack(means), torch.stack(scales)
+    return means, scales
 
 
 class _InstanceNormAct(torch.autograd.Function):

@@ -116,8 +116,8 @@ def _is_decimal(text: str) -> bool:
     return text.strip().replace(".", "", 1).isdecimal()
 
 
-_DEVICE = "cpu, cuda, cuda:1, ...; default: a GPU if there is one, else the CPU"
-_WORKERS = "worker processes; 0 does everything in one process; default: what cores and memory allow"
+DEVICE_HELP = "cpu, cuda, cuda:1, ...; default: a GPU if there is one, else the CPU"
+WORKERS_HELP = "worker processes; 0 does everything in one process; default: what cores and memory allow"
 _WORKDIR = "work directory; default: AUTOSEG_HOME, else ./autoseg_data"
 
 
@@ -153,7 +153,7 @@ class PrepareSettings(CommonSettings):
         metavar="SIZE",
         parse=parse_bytes,
     )
-    device: str = option("auto", f"device to plan for: {_DEVICE}", metavar="DEVICE")
+    device: str = option("auto", f"device to plan for: {DEVICE_HELP}", metavar="DEVICE")
     spacing: tuple[float, ...] | None = option(
         None, "target spacing in mm, z,y,x, instead of the planned one", metavar="MM", parse=parse_numbers
     )
@@ -165,7 +165,7 @@ class PrepareSettings(CommonSettings):
     tolerance: float = option(
         0.1, "largest distance in mm between the corners of an image and its label", metavar="MM", minimum=0
     )
-    workers: int | None = option(None, _WORKERS, flags=("-w", "--workers"), metavar="N", minimum=0)
+    workers: int | None = option(None, WORKERS_HELP, flags=("-w", "--workers"), metavar="N", minimum=0)
     clean: bool = option(False, "measure, plan and preprocess again even if nothing changed")
 
 
@@ -219,7 +219,7 @@ class TrainSettings(CommonSettings):
     )
     batch_size: int | None = option(None, "batch size instead of the planned one", metavar="N", minimum=1)
     seed: int = option(0, "seed of everything that is drawn", metavar="N", minimum=0)
-    device: str = option("auto", _DEVICE, metavar="DEVICE")
+    device: str = option("auto", DEVICE_HELP, metavar="DEVICE")
     folds: int = option(5, "number of folds when splits are made", metavar="K", minimum=2)
     splits: str | None = option(
         None, "JSON with folds of your own, or with a group per case that stays on one side", metavar="FILE"
@@ -261,7 +261,7 @@ class RaceSettings(CommonSettings):
     time_budget: float | None = option(
         None, "time for the whole race, such as 2h or 1d", metavar="TIME", parse=parse_duration, above=0
     )
-    device: str = option("auto", _DEVICE, metavar="DEVICE")
+    device: str = option("auto", DEVICE_HELP, metavar="DEVICE")
     workers: int | None = option(
         None, "worker processes that load patches", flags=("-w", "--workers"), metavar="N", minimum=0
     )
@@ -296,7 +296,7 @@ class PredictSettings(CommonSettings):
     step_size: float = option(0.5, "distance of windows as a fraction of the patch", metavar="FRACTION")
     continue_: bool = option(False, "skip images whose segmentation is complete", flags=("--continue",))
     save_probabilities: bool = option(False, "also write class probabilities as .npz (float16)")
-    device: str = option("auto", _DEVICE, metavar="DEVICE")
+    device: str = option("auto", DEVICE_HELP, metavar="DEVICE")
     memory: int | None = option(
         None, "memory that prediction may use; default: 70% of what is free", metavar="SIZE", parse=parse_bytes
     )
@@ -315,7 +315,7 @@ class EvaluateSettings(CommonSettings):
         None, "dataset.json that names the labels; default: found beside the files, else plain integers", metavar="FILE"
     )
     tolerance: float = option(2.0, "tolerance of the surface Dice in mm", metavar="MM", minimum=0)
-    workers: int | None = option(None, _WORKERS, flags=("-w", "--workers"), metavar="N", minimum=0)
+    workers: int | None = option(None, WORKERS_HELP, flags=("-w", "--workers"), metavar="N", minimum=0)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from autoseg.schema.settings import CommonSettings, option
-
-_DEVICE = "cpu, cuda, cuda:1, ...; default: a GPU if there is one, else the CPU"
+from autoseg.schema.settings import DEVICE_HELP, WORKERS_HELP, CommonSettings, option
 
 
 @dataclass(frozen=True, kw_only=True)
 class DoctorSettings(CommonSettings):
     """Look at this computer and say what to change."""
 
-    device: str = option("auto", _DEVICE, metavar="DEVICE")
+    device: str = option("auto", DEVICE_HELP, metavar="DEVICE")
     seconds: float = option(10.0, "time for the benchmark of convolutions; 0 leaves it out", metavar="S", minimum=0)
     json: bool = option(False, "print one JSON document instead of text")
 
@@ -96,7 +94,7 @@ class PlotSettings(CommonSettings):
     channel: int = option(0, "channel of the image to show", metavar="N", minimum=0)
     workers: int | None = option(
         None,
-        "worker processes; 0 does everything in one process; default: what cores and memory allow",
+        WORKERS_HELP,
         flags=("-w", "--workers"),
         metavar="N",
         minimum=0,
