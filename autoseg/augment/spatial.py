@@ -15,6 +15,8 @@ from autoseg.augment.policy import Spatial
 
 # Output voxels per pass: what a pass holds fits the cache of a core; a GPU takes a patch at once.
 _CPU_VOXELS, _GPU_VOXELS = 2**16, 2**25
+# Planes that share their places from which on fetching them together pays.
+_MANY_PLANES = 8
 # Voxels by which rounding may lead outside a patch that was read just large enough.
 _SLACK = 1e-4
 # Cells that are looked at together for several labels: again what fits the cache.
@@ -39,14 +41,24 @@ def apply_spatial(
         (c, *patch_size) and (1, *patch_size) of the same types; views of the inputs where nothing is to be done.
     """
     patch = tuple(patch_size)
+    flips = list(spatial.flips)
     if spatial.identity:
         image, label = _centre(image, patch), _centre(label, patch)
     else:
+        spatial, flips = _with_flips(spatial, len(patch))
         image, label = _resample(image, label, spatial, patch, voxels_at_once)
-    if spatial.flips:
-        axes = [axis + 1 for axis in spatial.flips]
+    if flips:
+        axes = [axis + 1 for axis in flips]
         image, label = image.flip(axes), label.flip(axes)
     return image, label
+
+
+def _with_flips(spatial: Spatial, axes: int) -> tuple[Spatial, list[int]]:
+    """Mirroring of axes that turn as part of the matrix, where it costs nothing; and what is left to mirror."""
+    still = axes - len(spatial.matrix)
+    matrix = spatial.matrix.copy()
+    matrix[:, [axis - still for axis in spatial.flips if axis >= still]] *= -1
+    return replace(spatial, matrix=matrix), [axis for axis in spatial.flips if axis < still]
 
 
 def _centre(array: Tensor, shape: Sequence[int]) -> Tensor:
@@ -83,8 +95,9 @@ def _resample(
     moved = len(spatial.matrix)
     still, turning = patch[:-moved], patch[-moved:]
     image, label = _centre(image, still), _centre(label, still)
-    # Torch's own sampling is fast on GPUs and in 2D, and takes three times as long as gathering in 3D on a CPU.
-    gathers = moved == 3 and image.device.type == "cpu"
+    # Torch's own sampling is fast on GPUs and for a few channels in 2D; else gathering takes a third of its time.
+    planes = image.shape[0] * int(np.prod(still))
+    gathers = image.device.type == "cpu" and (moved == 3 or planes >= _MANY_PLANES)
     turned = None if gathers else _sample(image, spatial, patch)
     extent = tuple(label.shape[-moved:])
     if not _inside(spatial, extent, turning):
@@ -94,19 +107,25 @@ def _resample(
         extent = tuple(label.shape[-moved:])
     # Axes that stay are folded: slices of a 3D patch are 2D labels that share their places.
     labels = label.reshape(-1, int(np.prod(extent)))
-    sources = image.reshape(-1, labels.shape[1]) if gathers else ()
-    images = torch.empty((len(sources), *turning), dtype=image.dtype)
+    images = torch.empty((planes if gathers else 0, *turning), dtype=image.dtype)
+    sources = image.reshape(planes, labels.shape[1]) if gathers else images
+    if gathers and moved == 2:
+        # Voxels of all planes that are fetched together lie together.
+        sources = sources.t().contiguous()
     winners = torch.empty((len(labels), *turning), dtype=label.dtype, device=label.device)
     size = voxels_at_once or (_CPU_VOXELS if label.device.type == "cpu" else _GPU_VOXELS)
     borders = _Borders(labels, winners, voxels_at_once=size, strides=_strides(extent))
     for places in _all_places(spatial, extent, turning, label.device, voxels_at_once=size):
-        for source, values in zip(sources, images, strict=True):
-            values[places.rows].view(-1).copy_(_interpolate(source, places))
+        if gathers and moved == 2:
+            images[:, places.rows].flatten(1).copy_(_interpolate_together(sources, places).t())
+        elif gathers:
+            for source, values in zip(sources, images, strict=True):
+                _interpolate(source, places, out=values[places.rows].view(-1))
         for index, (one, winner) in enumerate(zip(labels, winners, strict=True)):
-            winner[places.rows].view(-1).copy_(one.index_select(0, places.first))
+            torch.index_select(one, 0, places.first, out=winner[places.rows].view(-1))
             borders.note(index, places)
     borders.settle()
-    return (images if turned is None else turned), winners.view(label.shape[0], *patch)
+    return (images.view(-1, *patch) if turned is None else turned), winners.view(label.shape[0], *patch)
 
 
 def _sample(image: Tensor, spatial: Spatial, patch: tuple[int, ...]) -> Tensor:
@@ -172,11 +191,27 @@ def _all_places(
         yield _Places(rows, first, tuple(fractions), strides)
 
 
-def _interpolate(source: Tensor, places: _Places) -> Tensor:
+def _interpolate(source: Tensor, places: _Places, *, out: Tensor) -> None:
+    """Write a flat source (voxels) at places into ``out`` (places)."""
     values = list(places.corners(source))
-    for fraction in reversed(places.fractions):
+    first, *others = places.fractions
+    for fraction in reversed(others):
         values = [low.lerp_(high, fraction) for low, high in zip(values[::2], values[1::2], strict=True)]
-    return values[0]
+    torch.lerp(values[0], values[1], first, out=out)
+
+
+def _interpolate_together(table: Tensor, places: _Places) -> Tensor:
+    """Planes side by side (voxels, n) -> (places, n), as weighted sums of the rows at four corners."""
+    across, along = places.fractions
+    corners = torch.empty((len(places.first), 4), dtype=places.first.dtype)
+    for corner, step in enumerate((0, places.strides[1], places.strides[0], sum(places.strides))):
+        torch.add(places.first, step, out=corners[:, corner])
+    weights = torch.empty((len(along), 4))
+    torch.mul(across, along, out=weights[:, 3])
+    torch.sub(across, weights[:, 3], out=weights[:, 2])
+    torch.sub(along, weights[:, 3], out=weights[:, 1])
+    torch.sub(1 - across, weights[:, 1], out=weights[:, 0])
+    return F.embedding_bag(corners, table, mode="sum", per_sample_weights=weights)
 
 
 class _Borders:

@@ -38,6 +38,21 @@ class Kitchen:
 
 def make_batch(samples: Sequence[Sample], kitchen: Kitchen, *, step: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Image (b, c, *patch) float32 and target (b, 1, *patch) int16 on the device, augmented if there is a policy."""
+    shape = (len(samples), samples[0].image.shape[0], *kitchen.patch_size)
+    image = torch.empty(shape, device=kitchen.device, memory_format=kitchen.memory_format)
+    target = torch.empty((len(samples), 1, *kitchen.patch_size), dtype=torch.int16, device=kitchen.device)
+    generators = _intensity_generators(kitchen, step, len(samples))
+    # A GPU changes all samples together; on a CPU one sample is what fits the cache.
+    together = len(samples) if kitchen.device.type == "cuda" else 1
+    for first in range(0, len(samples), together):
+        part = slice(first, first + together)
+        image[part], target[part] = _augmented(samples[part], kitchen, generators[part])
+    return image, target
+
+
+def _augmented(
+    samples: Sequence[Sample], kitchen: Kitchen, generators: Sequence[np.random.Generator]
+) -> tuple[torch.Tensor, torch.Tensor]:
     images, targets = [], []
     for sample in samples:
         image = torch.from_numpy(sample.image).to(kitchen.device, non_blocking=True)
@@ -46,14 +61,21 @@ def make_batch(samples: Sequence[Sample], kitchen: Kitchen, *, step: int) -> tup
             image, label = apply_spatial(image, label, sample.spatial, kitchen.patch_size)
         images.append(image)
         targets.append(label)
-    image, target = torch.stack(images), torch.stack(targets)
+    image, target = _stacked(images), _stacked(targets)
     if kitchen.policy is not None:
-        image = apply_intensity(image, kitchen.policy, _intensity_generators(kitchen, step, len(samples)))
-    for channel in kitchen.masked_channels:
+        image = apply_intensity(image, kitchen.policy, generators)
+    if kitchen.masked_channels:
         # Normalisation over a mask leaves exact zeros outside it; augmentation must not lift them.
-        image[:, channel].masked_fill_(target[:, 0] < 0, 0.0)
+        inside = target[:, 0] >= 0
+        for channel in kitchen.masked_channels:
+            image[:, channel].mul_(inside)
     # -1 marks voxels outside the mask, where no label is: background.
-    return image.contiguous(memory_format=kitchen.memory_format), target.clamp_(min=0)
+    return image, target.clamp_(min=0)
+
+
+def _stacked(arrays: Sequence[torch.Tensor]) -> torch.Tensor:
+    """One array is not copied: samples belong to their batch alone."""
+    return torch.stack(tuple(arrays)) if len(arrays) > 1 else arrays[0].contiguous()[None]
 
 
 def _intensity_generators(kitchen: Kitchen, step: int, count: int) -> list[np.random.Generator]:

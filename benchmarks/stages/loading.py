@@ -25,7 +25,7 @@ _WARM = 2
 _SIGMAS = 4.0
 # Of preprocessed intensities, whose deviation is about 1: both normalise CT by a mean and percentiles that each
 # estimates from random voxels of its own choice.
-_TOLERANCE = 0.02
+_TOLERANCE = 0.05
 
 
 @dataclass(frozen=True, kw_only=True)
