@@ -15,7 +15,8 @@ from autoseg.augment.policy import Spatial
 
 # Output voxels per pass: what a pass holds fits the cache of a core; a GPU takes a patch at once.
 _CPU_VOXELS, _GPU_VOXELS = 2**16, 2**25
-# Planes that share their places from which on fetching them together pays.
+# Planes that share their places are fetched so many at a time: with fewer it does not pay, and with more their
+# voxels lie too far apart to be brought side by side quickly.
 _MANY_PLANES = 8
 # Voxels by which rounding may lead outside a patch that was read just large enough.
 _SLACK = 1e-4
@@ -109,15 +110,13 @@ def _resample(
     labels = label.reshape(-1, int(np.prod(extent)))
     images = torch.empty((planes if gathers else 0, *turning), dtype=image.dtype)
     sources = image.reshape(planes, labels.shape[1]) if gathers else images
-    if gathers and moved == 2:
-        # Voxels of all planes that are fetched together lie together.
-        sources = sources.t().contiguous()
+    tables = [few.t().contiguous() for few in sources.split(_MANY_PLANES)] if gathers and moved == 2 else []
     winners = torch.empty((len(labels), *turning), dtype=label.dtype, device=label.device)
     size = voxels_at_once or (_CPU_VOXELS if label.device.type == "cpu" else _GPU_VOXELS)
     borders = _Borders(labels, winners, voxels_at_once=size, strides=_strides(extent))
     for places in _all_places(spatial, extent, turning, label.device, voxels_at_once=size):
-        if gathers and moved == 2:
-            images[:, places.rows].flatten(1).copy_(_interpolate_together(sources, places).t())
+        if tables:
+            _interpolate_planes(tables, places, out=images[:, places.rows].flatten(1))
         elif gathers:
             for source, values in zip(sources, images, strict=True):
                 _interpolate(source, places, out=values[places.rows].view(-1))
@@ -200,8 +199,11 @@ def _interpolate(source: Tensor, places: _Places, *, out: Tensor) -> None:
     torch.lerp(values[0], values[1], first, out=out)
 
 
-def _interpolate_together(table: Tensor, places: _Places) -> Tensor:
-    """Planes side by side (voxels, n) -> (places, n), as weighted sums of the rows at four corners."""
+def _interpolate_planes(tables: Sequence[Tensor], places: _Places, *, out: Tensor) -> None:
+    """Write planes that lie side by side (voxels, few) into ``out`` (planes, places).
+
+    Each value is the weighted sum of four corners; a bag of embeddings does this for a few planes in one pass.
+    """
     across, along = places.fractions
     corners = torch.empty((len(places.first), 4), dtype=places.first.dtype)
     for corner, step in enumerate((0, places.strides[1], places.strides[0], sum(places.strides))):
@@ -211,7 +213,8 @@ def _interpolate_together(table: Tensor, places: _Places) -> Tensor:
     torch.sub(across, weights[:, 3], out=weights[:, 2])
     torch.sub(along, weights[:, 3], out=weights[:, 1])
     torch.sub(1 - across, weights[:, 1], out=weights[:, 0])
-    return F.embedding_bag(corners, table, mode="sum", per_sample_weights=weights)
+    for table, few in zip(tables, out.split(_MANY_PLANES), strict=True):
+        few.copy_(F.embedding_bag(corners, table, mode="sum", per_sample_weights=weights).t())
 
 
 class _Borders:

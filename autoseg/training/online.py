@@ -34,8 +34,9 @@ def make_validation(
         with batches(source) as stream:
             # A GPU would wait for each patch; on a CPU a second thread would only take from the network's cores.
             ahead = prefetch(stream) if kitchen.device.type == "cuda" else stream
+            patches = None
             for step in range(count(state.epoch_steps)):
-                image, target = make_batch(next(ahead), plain, step=step)
+                patches = image, target = make_batch(next(ahead), plain, step=step, out=patches)
                 logits = predict_batch(state.network, image, plain)
                 losses.append(loss((logits,), target))
                 batch = torch.stack(dice_counts(logits, target, labels))

@@ -36,11 +36,14 @@ class Kitchen:
         return torch.channels_last_3d if len(self.patch_size) == 3 else torch.channels_last
 
 
-def make_batch(samples: Sequence[Sample], kitchen: Kitchen, *, step: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Image (b, c, *patch) float32 and target (b, 1, *patch) int16 on the device, augmented if there is a policy."""
-    shape = (len(samples), samples[0].image.shape[0], *kitchen.patch_size)
-    image = torch.empty(shape, device=kitchen.device, memory_format=kitchen.memory_format)
-    target = torch.empty((len(samples), 1, *kitchen.patch_size), dtype=torch.int16, device=kitchen.device)
+def make_batch(
+    samples: Sequence[Sample], kitchen: Kitchen, *, step: int, out: tuple[torch.Tensor, torch.Tensor] | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Image (b, c, *patch) float32 and target (b, 1, *patch) int16 on the device, augmented if there is a policy.
+
+    ``out`` is an earlier batch that nobody needs any more: written over, it costs no fresh pages.
+    """
+    image, target = out if out is not None else _empty_batch(samples, kitchen)
     generators = _intensity_generators(kitchen, step, len(samples))
     # A GPU changes all samples together; on a CPU one sample is what fits the cache.
     together = len(samples) if kitchen.device.type == "cuda" else 1
@@ -48,6 +51,12 @@ def make_batch(samples: Sequence[Sample], kitchen: Kitchen, *, step: int) -> tup
         part = slice(first, first + together)
         image[part], target[part] = _augmented(samples[part], kitchen, generators[part])
     return image, target
+
+
+def _empty_batch(samples: Sequence[Sample], kitchen: Kitchen) -> tuple[torch.Tensor, torch.Tensor]:
+    shape = (len(samples), samples[0].image.shape[0], *kitchen.patch_size)
+    image = torch.empty(shape, device=kitchen.device, memory_format=kitchen.memory_format)
+    return image, torch.empty((len(samples), 1, *kitchen.patch_size), dtype=torch.int16, device=kitchen.device)
 
 
 def _augmented(
@@ -89,10 +98,13 @@ def stepper(
 ) -> Callable[[TrainState], torch.Tensor]:
     """Reading, augmenting and one update as a single function of the state."""
 
+    batch: tuple[torch.Tensor, torch.Tensor] | None = None
+
     def take_step(state: TrainState) -> torch.Tensor:
+        nonlocal batch
         seed_step(kitchen, state.step)
-        image, target = make_batch(next(stream), kitchen, step=state.step)
-        return train_step(state, image, target, loss=loss, kitchen=kitchen, clip_norm=clip_norm)
+        batch = make_batch(next(stream), kitchen, step=state.step, out=batch)
+        return train_step(state, *batch, loss=loss, kitchen=kitchen, clip_norm=clip_norm)
 
     return take_step
 

@@ -35,10 +35,11 @@ def main() -> None:
     source, kitchen = _recipe(PreparedFolder(asked.prepared), asked.configuration)
     answer = Answer(random_samples=round(source.batch_size * (1 - FOREGROUND_FRACTION)))
     clock = Stopwatch()
+    batch = None
     with batches(source, workers=asked.workers) as stream, torch.no_grad():
         for step in range(asked.warm + asked.batches):
             with clock.running(step >= asked.warm):
-                image, label = make_batch(next(stream), kitchen, step=step)
+                batch = image, label = make_batch(next(stream), kitchen, step=step, out=batch)
             answer.add(image.numpy(), label.numpy())
     answer.write(asked.out, _crops(source))
     samples = asked.batches * source.batch_size
