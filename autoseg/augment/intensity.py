@@ -89,7 +89,9 @@ def stretch_contrast(rows: Tensor, factor: NDArray[np.float64]) -> Tensor:
     lowest, highest = _range(flat)
     mean = flat.mean(1, keepdim=True)
     flat.sub_(mean).mul_(_per_row(factor, flat)).add_(mean)
-    torch.clamp(flat, lowest, highest, out=flat)
+    # With one number per row, two operands are several times as fast as three: here and below.
+    torch.maximum(flat, lowest, out=flat)
+    torch.minimum(flat, highest, out=flat)
     return rows
 
 
@@ -106,7 +108,7 @@ def apply_gamma(rows: Tensor, gamma: NDArray[np.float64]) -> Tensor:
     flat.log2_().mul_(_per_row(gamma, flat)).exp2_()
     flat.sub_(flat.mean(1, keepdim=True))
     new_spread = torch.linalg.vector_norm(flat, dim=1, keepdim=True)
-    return torch.addcmul(mean, flat, spread / new_spread.clamp(min=_EPS), out=flat).view_as(rows)
+    return flat.mul_(spread / new_spread.clamp(min=_EPS)).add_(mean).view_as(rows)
 
 
 def lose_resolution(rows: Tensor, zoom: NDArray[np.float64], *, fixed_axes: int = 0) -> Tensor:
@@ -165,9 +167,11 @@ def _convolve(rows: Tensor, axis: int, kernels: NDArray[np.float64]) -> Tensor:
     """Symmetric convolution along one axis by adding shifted copies: with 3 to 7 taps faster than a convolution."""
     length, reach = rows.shape[axis], kernels.shape[1] - 1
     reflected = torch.from_numpy(np.pad(np.arange(length), reach, mode="reflect")).to(rows.device)
-    padded = rows.index_select(axis, reflected)
+    ends = (rows.index_select(axis, reflected[part]) for part in (slice(0, reach), slice(reach + length, None)))
+    # Looking up the ends alone: in the last axis that costs as much as the sums.
+    padded = torch.cat((next(ends), rows, next(ends)), axis)
     result = padded.narrow(axis, reach, length) * _per_row(kernels[:, 0], rows)
     for shift in range(1, reach + 1):
         pair = padded.narrow(axis, reach - shift, length) + padded.narrow(axis, reach + shift, length)
-        result.addcmul_(pair, _per_row(kernels[:, shift], rows))
+        result.add_(pair.mul_(_per_row(kernels[:, shift], rows)))
     return result
