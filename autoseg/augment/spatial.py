@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import combinations, product
+from itertools import product
 
 import numpy as np
 import torch
@@ -275,7 +275,7 @@ def _mixed(label: Tensor, strides: tuple[int, ...]) -> Tensor:
 def _vote(label: Tensor, places: _Places) -> Tensor:
     """The label with the largest interpolated indicator at each place of a flat source, the lowest of several."""
     corners = torch.stack(list(places.corners(label)))
-    lowest, highest = corners.aminmax(dim=0)
+    lowest, highest = corners.amin(0), corners.amax(0)
     high = corners == highest
     share = high.to(places.fractions[0].dtype)
     for fraction in reversed(places.fractions):
@@ -293,14 +293,8 @@ def _count(corners: Tensor, fractions: Sequence[Tensor]) -> Tensor:
     weights = [torch.ones_like(fractions[0])]
     for fraction in fractions:
         weights = [part for weight in weights for part in (weight * (1 - fraction), weight * fraction)]
-    scores = [weight.clone() for weight in weights]
-    for one, other in combinations(range(len(corners)), 2):
-        same = (corners[one] == corners[other]).to(weights[0].dtype)
-        scores[one].addcmul_(same, weights[other])
-        scores[other].addcmul_(same, weights[one])
+    # Of a pair of corners (i, j), j adds its weight to the score of i if their labels are the same.
+    scores = ((corners[:, None] == corners) * torch.stack(weights)).sum(1)
     # Corners of one label have added the same weights, but not in the same order.
-    best = torch.stack(scores).amax(0).sub_(_TIE)
-    winner = torch.full_like(corners[0], torch.iinfo(corners.dtype).max)
-    for corner, score in zip(corners, scores, strict=True):
-        winner = torch.where(score >= best, torch.minimum(corner, winner), winner)
-    return winner
+    beaten = scores < scores.amax(0) - _TIE
+    return corners.masked_fill(beaten, torch.iinfo(corners.dtype).max).amin(0)

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from acvl_utils.cropping_and_padding.bounding_boxes import crop_and_pad_nd
 from batchgenerators.dataloading.data_loader import SlimDataLoaderBase
 from batchgenerators.dataloading.multi_threaded_augmenter import MultiThreadedAugmenter
 from batchgenerators.dataloading.single_threaded_augmenter import SingleThreadedAugmenter
@@ -119,13 +118,24 @@ def read_box(case: StoredCase, box: list[list[int]]) -> tuple[np.ndarray, np.nda
 
     The box meets the case; outside of it the image is 0 and the label -1.
     """
-    if all(start >= 0 and stop <= length for length, (start, stop) in zip(case.image.shape[1:], box, strict=True)):
-        source = (slice(None), *(slice(start, stop) for start, stop in box))
-        return case.image[source], case.label[source].astype(np.int16, copy=False)
-    image = crop_and_pad_nd(case.image, box, 0)
+    shape = case.image.shape[1:]
+    inside = [slice(max(start, 0), min(stop, length)) for length, (start, stop) in zip(shape, box, strict=True)]
+    image, label = (array[(slice(None), *inside)] for array in (case.image, case.label))
+    extent = tuple(stop - start for start, stop in box)
+    if image.shape[1:] == extent:
+        return image, label.astype(np.int16, copy=False)
+    place = (
+        slice(None),
+        *(slice(part.start - start, part.stop - start) for part, (start, _) in zip(inside, box, strict=True)),
+    )
     # As outside the mask of a masked normalisation; make_batch turns it into background.
-    label = crop_and_pad_nd(case.label, box, -1, cast_cropped_to=np.int16)
-    return image, label
+    return _placed(image, place, extent, np.float32(0)), _placed(label, place, extent, np.int16(-1))
+
+
+def _placed(part: np.ndarray, place: tuple[slice, ...], extent: tuple[int, ...], outside: np.generic) -> np.ndarray:
+    whole = np.full((len(part), *extent), outside, dtype=outside.dtype)
+    whole[place] = part
+    return whole
 
 
 def _voxel_to_show(
