@@ -11,8 +11,30 @@ import types
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from autoseg.api import architectures, evaluate, plan, plan_and_preprocess, predict, preprocess, race, train
+    from autoseg.api import (
+        architectures,
+        calibrate,
+        doctor,
+        ensemble,
+        evaluate,
+        export,
+        import_dataset,
+        install,
+        move_plan,
+        plan,
+        plan_and_preprocess,
+        plot,
+        postprocess,
+        predict,
+        preprocess,
+        race,
+        select,
+        train,
+    )
     from autoseg.inference.predictor import Predictor
+    from autoseg.schema.afterwards import EnsembleSettings, PostprocessSettings, SelectSettings
+    from autoseg.schema.calibration import CalibrateSettings
+    from autoseg.schema.importing import ImportSettings
     from autoseg.schema.settings import (
         ArchitecturesSettings,
         EvaluateSettings,
@@ -21,10 +43,11 @@ if TYPE_CHECKING:
         RaceSettings,
         TrainSettings,
     )
+    from autoseg.schema.tools import DoctorSettings, ExportSettings, InstallSettings, MovePlanSettings, PlotSettings
 
     __version__: str
 
-_API, _SETTINGS = "autoseg.api", "autoseg.schema.settings"
+_API, _SETTINGS, _AFTERWARDS = "autoseg.api", "autoseg.schema.settings", "autoseg.schema.afterwards"
 _HOMES = {
     "plan_and_preprocess": _API,
     "plan": _API,
@@ -34,6 +57,16 @@ _HOMES = {
     "predict": _API,
     "evaluate": _API,
     "architectures": _API,
+    "select": _API,
+    "calibrate": _API,
+    "ensemble": _API,
+    "postprocess": _API,
+    "import_dataset": _API,
+    "export": _API,
+    "install": _API,
+    "move_plan": _API,
+    "plot": _API,
+    "doctor": _API,
     "Predictor": "autoseg.inference.predictor",
     "PrepareSettings": _SETTINGS,
     "TrainSettings": _SETTINGS,
@@ -41,25 +74,55 @@ _HOMES = {
     "PredictSettings": _SETTINGS,
     "EvaluateSettings": _SETTINGS,
     "ArchitecturesSettings": _SETTINGS,
+    "SelectSettings": _AFTERWARDS,
+    "CalibrateSettings": "autoseg.schema.calibration",
+    "EnsembleSettings": _AFTERWARDS,
+    "PostprocessSettings": _AFTERWARDS,
+    "ImportSettings": "autoseg.schema.importing",
+    "ExportSettings": "autoseg.schema.tools",
+    "InstallSettings": "autoseg.schema.tools",
+    "MovePlanSettings": "autoseg.schema.tools",
+    "PlotSettings": "autoseg.schema.tools",
+    "DoctorSettings": "autoseg.schema.tools",
 }
 
 __all__ = [
     "ArchitecturesSettings",
+    "CalibrateSettings",
+    "DoctorSettings",
+    "EnsembleSettings",
     "EvaluateSettings",
+    "ExportSettings",
+    "ImportSettings",
+    "InstallSettings",
+    "MovePlanSettings",
+    "PlotSettings",
+    "PostprocessSettings",
     "PredictSettings",
     "Predictor",
     "PrepareSettings",
     "RaceSettings",
+    "SelectSettings",
     "TrainSettings",
     "__version__",
     "architectures",
+    "calibrate",
+    "doctor",
+    "ensemble",
     "evaluate",
+    "export",
     "fingerprint",
+    "import_dataset",
+    "install",
+    "move_plan",
     "plan",
     "plan_and_preprocess",
+    "plot",
+    "postprocess",
     "predict",
     "preprocess",
     "race",
+    "select",
     "train",
 ]
 

@@ -11,6 +11,9 @@ from typing import Any
 from autoseg.cli.commands import COMMANDS
 from autoseg.cli.options import build_settings
 from autoseg.errors import SettingError
+from autoseg.schema.afterwards import EnsembleSettings, PostprocessSettings, SelectSettings
+from autoseg.schema.calibration import CalibrateSettings
+from autoseg.schema.importing import ImportSettings
 from autoseg.schema.settings import (
     ArchitecturesSettings,
     CommonSettings,
@@ -20,6 +23,7 @@ from autoseg.schema.settings import (
     RaceSettings,
     TrainSettings,
 )
+from autoseg.schema.tools import DoctorSettings, ExportSettings, InstallSettings, MovePlanSettings, PlotSettings
 
 
 def plan_and_preprocess(settings: PrepareSettings | None = None, **fields: Any) -> Any:
@@ -62,9 +66,59 @@ def evaluate(settings: EvaluateSettings | None = None, **fields: Any) -> Any:
     return _run("evaluate", settings, fields)
 
 
+def calibrate(settings: CalibrateSettings | None = None, **fields: Any) -> Any:
+    """Fit the temperature of a model on its cross-validation; fields of ``CalibrateSettings``."""
+    return _run("calibrate", settings, fields)
+
+
+def select(settings: SelectSettings | None = None, **fields: Any) -> Any:
+    """Choose model, ensemble and post-processing on cross-validation; fields of ``SelectSettings``."""
+    return _run("select", settings, fields)
+
+
+def ensemble(settings: EnsembleSettings | None = None, **fields: Any) -> Any:
+    """One segmentation of those of several folders; fields of ``EnsembleSettings``."""
+    return _run("ensemble", settings, fields)
+
+
+def postprocess(settings: PostprocessSettings | None = None, **fields: Any) -> Any:
+    """Apply post-processing to a folder; fields of ``PostprocessSettings``."""
+    return _run("postprocess", settings, fields)
+
+
 def architectures(settings: ArchitecturesSettings | None = None, **fields: Any) -> Any:
     """What every architecture would cost on a dataset; fields of ``ArchitecturesSettings``."""
     return _run("architectures", settings, fields)
+
+
+def import_dataset(settings: ImportSettings | None = None, **fields: Any) -> Any:
+    """Bring a dataset of another tool or layout into ours; fields of ``ImportSettings``."""
+    return _run("import", settings, fields)
+
+
+def export(settings: ExportSettings | None = None, **fields: Any) -> Any:
+    """A model as one file to share, or as ONNX; fields of ``ExportSettings``."""
+    return _run("export", settings, fields)
+
+
+def install(settings: InstallSettings | None = None, **fields: Any) -> Any:
+    """Check and unpack a model that was shared; fields of ``InstallSettings``."""
+    return _run("install", settings, fields)
+
+
+def move_plan(settings: MovePlanSettings | None = None, **fields: Any) -> Any:
+    """Give a dataset the plan of another one; fields of ``MovePlanSettings``."""
+    return _run("move_plan", settings, fields)
+
+
+def plot(settings: PlotSettings | None = None, **fields: Any) -> Any:
+    """Draw segmentations over images; fields of ``PlotSettings``."""
+    return _run("plot", settings, fields)
+
+
+def doctor(settings: DoctorSettings | None = None, **fields: Any) -> Any:
+    """What this machine has, how fast it is, and what to change; fields of ``DoctorSettings``."""
+    return _run("doctor", settings, fields)
 
 
 def _run(verb: str, settings: CommonSettings | None, fields: dict[str, Any]) -> Any:

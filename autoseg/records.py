@@ -11,12 +11,14 @@ import json
 import math
 import os
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 import cattrs
+from cattrs.gen import make_dict_unstructure_fn, override
 
 from autoseg.errors import AutosegError, RecordError, ResourceError, SettingError, joined
 
@@ -32,7 +34,21 @@ def _converter() -> cattrs.Converter:
     converter = cattrs.Converter(forbid_extra_keys=True, detailed_validation=True)
     for kind in (int, float, str, bool):
         converter.register_structure_hook(kind, _strict(kind))
+
+    def without_defaults(kind: type) -> Callable[[Any], dict[str, Any]]:
+        # What few records have is written only there, so that the hashes of all others stay as they were.
+        omitted: dict[str, Any] = {name: override(omit_if_default=True) for name in _omitted(kind)}
+        return make_dict_unstructure_fn(kind, converter, **omitted)
+
+    converter.register_unstructure_hook_factory(lambda kind: bool(_omitted(kind)), without_defaults)
     return converter
+
+
+def _omitted(kind: Any) -> list[str]:
+    """Fields that are left out of JSON while they have their default (``metadata={"omit_default": True}``)."""
+    if not (isinstance(kind, type) and is_dataclass(kind)):
+        return []
+    return [item.name for item in fields(kind) if item.metadata.get("omit_default")]
 
 
 def _strict(kind: type) -> Any:
@@ -73,6 +89,8 @@ def from_json(kind: type[R], text: str, *, source: str = "record") -> R:
 def structure(kind: type[R], data: Any, *, source: str = "record") -> R:
     """Build a record from plain dictionaries and lists; the errors are those of ``from_json``."""
     expected = getattr(kind, "VERSION", None)
+    if is_dataclass(kind) and not isinstance(data, Mapping):
+        raise RecordError(f"{source} holds no JSON object", hint="restore it or make it again")
     if expected is not None and isinstance(data, Mapping) and data.get("version") != expected:
         raise RecordError(
             f"{source} has version {data.get('version')!r}, this autoseg reads version {expected}",

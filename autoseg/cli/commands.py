@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from autoseg.cli.afterwards import AFTERWARDS
 from autoseg.cli.command import Command
 from autoseg.cli.tools import TOOLS
 from autoseg.schema.settings import (
@@ -91,8 +92,10 @@ _COMMANDS = (
         target="autoseg.pipeline.joint:train_any",
         groups={
             "what": ("dataset", "configuration", "arch", "fold", "folds", "splits"),
+            "fine-tuning": ("init", "freeze"),
             "how long": ("epochs", "iterations", "val_iterations", "time_budget"),
             "recipe": ("optimizer", "lr", "weight_decay", "warmup", "batch_size", "seed", "mirror"),
+            "loss": ("loss", "class_weights", "sampling"),
             "machine": ("device", "workers", "compile"),
             "watching": ("logger",),
             "afterwards": ("validate",),
@@ -101,10 +104,13 @@ _COMMANDS = (
             ("autoseg_train", "all folds of the dataset planned last"),
             ("autoseg_train --time-budget 2h", "the same, fitted to two hours"),
             ("autoseg_train -d 3 -c 2d -f 0", "one fold of the 2D configuration"),
+            ("autoseg_train -c 3d_cascade_fullres", "low resolution first, then refine it"),
             ("autoseg_train -d 3 --arch unetpp", "another architecture"),
             ("autoseg_train -d 3 4 --arch u2net3d", "one model of two datasets"),
             ("autoseg_train -d 3 -f all --epochs 2000", "one model on every case, longer"),
             ("autoseg_train -d 3 --splits splits.json", "folds of your own"),
+            ("autoseg_train -d 3 --loss small_objects", "for targets of a few voxels"),
+            ("autoseg_train -d 7 --init model", "fine-tune a trained model"),
         ),
     ),
     Command(
@@ -137,8 +143,8 @@ _COMMANDS = (
         target="autoseg.pipeline.predict:predict",
         required=("inputs", "outputs"),
         groups={
-            "files": ("inputs", "outputs", "continue_", "save_probabilities"),
-            "model": ("model", "dataset", "configuration", "arch", "fold"),
+            "files": ("inputs", "outputs", "continue_", "save_probabilities", "uncertainty"),
+            "model": ("model", "dataset", "configuration", "arch", "fold", "postprocess"),
             "accuracy and speed": ("tta", "prune", "step_size", "device", "memory"),
         },
         examples=(
@@ -201,4 +207,4 @@ _COMMANDS = (
     ),
 )
 
-COMMANDS: Mapping[str, Command] = {command.verb: command for command in (*_COMMANDS, *TOOLS)}
+COMMANDS: Mapping[str, Command] = {command.verb: command for command in (*_COMMANDS, *AFTERWARDS, *TOOLS)}

@@ -83,6 +83,22 @@ def demo(argv: Sequence[str] | None = None) -> int:
     return _script("demo", argv)
 
 
+def calibrate(argv: Sequence[str] | None = None) -> int:
+    return _script("calibrate", argv)
+
+
+def select(argv: Sequence[str] | None = None) -> int:
+    return _script("select", argv)
+
+
+def ensemble(argv: Sequence[str] | None = None) -> int:
+    return _script("ensemble", argv)
+
+
+def postprocess(argv: Sequence[str] | None = None) -> int:
+    return _script("postprocess", argv)
+
+
 def import_(argv: Sequence[str] | None = None) -> int:
     return _script("import", argv)
 

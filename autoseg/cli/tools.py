@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from autoseg.cli.command import Command
+from autoseg.schema.calibration import CalibrateSettings
 from autoseg.schema.importing import ImportSettings
 from autoseg.schema.tools import DoctorSettings, ExportSettings, InstallSettings, MovePlanSettings, PlotSettings
 
@@ -58,6 +59,19 @@ TOOLS = (
             ("autoseg_install -i liver.zip", "ready for autoseg_predict"),
             ("autoseg_install -i liver.zip --name theirs", "beside your own"),
             ("autoseg_install -i liver.zip --sha256 9f86d0...", "only this very file"),
+        ),
+    ),
+    Command(
+        verb="calibrate",
+        summary="make the probabilities of a trained model honest",
+        description="Fit the temperature that makes the probabilities of a trained model as sure as they are right, on "
+        "the cases that each fold did not see. autoseg_predict --uncertainty uses it; labels do not change.",
+        settings=CalibrateSettings,
+        target="autoseg.pipeline.calibrate:calibrate",
+        groups={"model": ("model", "dataset", "configuration", "arch", "fold"), "how": ("tta", "device")},
+        examples=(
+            ("autoseg_calibrate", "the best trained model"),
+            ("autoseg_calibrate -m model -f 0", "with the cases of one fold"),
         ),
     ),
     Command(

@@ -14,6 +14,9 @@ from autoseg.evaluation.surface import assd, hd95, surface_dice, surface_distanc
 from autoseg.schema.dataset import Label, Labels
 from autoseg.schema.report import CaseScores, ClassScores, EvaluationReport, MeanScores
 
+# ``ClassScores.empty`` of a label that nobody looked for in the reference.
+UNANNOTATED = "unannotated"
+
 
 def case_scores(
     reference: np.ndarray,
@@ -25,6 +28,7 @@ def case_scores(
     id: str = "",  # noqa: A002 - the record's field
     reference_file: str = "",
     prediction_file: str = "",
+    annotated: Sequence[str] | None = None,
 ) -> CaseScores:
     """Score one segmentation, one entry per foreground label or region.
 
@@ -40,6 +44,7 @@ def case_scores(
         id: of the case.
         reference_file: path to note in the result.
         prediction_file: path to note in the result.
+        annotated: names of the labels that the reference was searched for, None for all; the others have no scores.
 
     Raises:
         DatasetError: arrays that are not integer or differ in shape.
@@ -51,6 +56,8 @@ def case_scores(
     boxes = _boxes(labels, reference, prediction)
     classes = tuple(
         _class_scores(label, reference, prediction, ignored, boxes, spacing, tolerance_mm)
+        if annotated is None or label.name in annotated
+        else _without_scores(label.name, UNANNOTATED, volume=math.nan)
         for label in labels.foreground
     )
     return CaseScores(id=id, reference=reference_file, prediction=prediction_file, classes=classes)
@@ -71,7 +78,7 @@ def _boxes(labels: Labels, *arrays: np.ndarray) -> dict[int, list[Slices]]:
     """Bounding boxes of every foreground integer in each array."""
     boxes: dict[int, list[Slices]] = {value: [] for value in labels.leaves}
     for array in arrays:
-        for value, box in bounding_boxes(array, [value for value in labels.leaves if value > 0]).items():
+        for value, box in bounding_boxes(array, [value for value in labels.leaves if value != 0]).items():
             boxes[value].append(box)
     return boxes
 
@@ -95,14 +102,14 @@ def _class_scores(
 ) -> ClassScores:
     around = [box for value in label.values for box in boxes[value]]
     if not around:
-        return _without_both(label.name)
+        return _without_scores(label.name, "both", volume=0.0)
     box = _union(around, reference.shape)
     skipped = None if ignored is None else ignored[box]
     first, second = (_mask(array[box], label.values, skipped) for array in (reference, prediction))
     shared = int(np.count_nonzero(first & second))
     sizes = int(np.count_nonzero(first)), int(np.count_nonzero(second))
     if not any(sizes):
-        return _without_both(label.name)
+        return _without_scores(label.name, "both", volume=0.0)
     forward, backward = surface_distances(first, second, spacing, ignored=skipped)
     millilitres = math.prod(spacing) / 1000
     return ClassScores(
@@ -126,17 +133,17 @@ def _mask(array: np.ndarray, values: Sequence[int], ignored: np.ndarray | None) 
     return mask if ignored is None else mask & ~ignored
 
 
-def _without_both(name: str) -> ClassScores:
+def _without_scores(name: str, empty: str, *, volume: float) -> ClassScores:
     nan = float("nan")
     return ClassScores(
         label=name,
-        empty="both",
+        empty=empty,
         dice=nan,
         iou=nan,
         precision=nan,
         recall=nan,
-        reference_ml=0.0,
-        prediction_ml=0.0,
+        reference_ml=volume,
+        prediction_ml=volume,
         hd95=nan,
         assd=nan,
         surface_dice=nan,
@@ -180,7 +187,7 @@ def _mean_scores(name: str, cases: Sequence[CaseScores]) -> MeanScores:
 
     return MeanScores(
         label=name,
-        cases=len(rows),
+        cases=sum(row.empty != UNANNOTATED for row in rows),
         empty_both=sum(row.empty == "both" for row in rows),
         empty_reference=sum(row.empty == "reference" for row in rows),
         empty_prediction=sum(row.empty == "prediction" for row in rows),

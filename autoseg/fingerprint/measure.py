@@ -218,5 +218,8 @@ def content_hash(spec: DatasetSpec) -> str:
     for path in (part for file in files for part in (file, *companions(file))):
         known = path.stat() if path.exists() else None
         entries.append([path.name, known.st_size if known else -1, known.st_mtime_ns if known else -1])
-    description = [list(spec.channels), repr(spec.labels), entries]
+    description: list[object] = [list(spec.channels), repr(spec.labels), entries]
+    partial = [[case.id, list(case.annotated)] for case in spec.cases if case.annotated is not None]
+    if partial:
+        description.append(partial)
     return hashlib.sha256(json.dumps(description).encode()).hexdigest()

@@ -8,7 +8,9 @@ does not commute with a decision made after upsampling, and regions would need a
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -19,7 +21,10 @@ from autoseg.errors import ModelFolderError, ResourceError
 from autoseg.inference.freeze import freeze, take_off_head
 from autoseg.inference.mirror import mirrored_mean
 from autoseg.nets import build_network
+from autoseg.nets.label_channels import Groups, add_label_channels
 from autoseg.schema.plan import Configuration, Plan
+
+Watch = Callable[[int, Tensor], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +33,8 @@ class Ensemble:
 
     ``precision`` is the autocast type or None; ``mirror_axes`` are spatial axes of the patch, empty for no mirroring.
     ``heads`` are linear heads that were taken off the networks, one each, or empty where networks return logits.
+    ``previous`` is of the second stage of a cascade: the last channel of its windows is the segmentation of the first,
+    which becomes one channel per group of internal indices.
     """
 
     networks: tuple[nn.Module, ...]
@@ -36,6 +43,7 @@ class Ensemble:
     precision: torch.dtype | None = None
     mirror_axes: tuple[int, ...] = ()
     heads: tuple[nn.Conv2d | nn.Conv3d, ...] = ()
+    previous: Groups = ()
 
     @property
     def features(self) -> int | None:
@@ -51,16 +59,17 @@ class Ensemble:
         biases = [head.bias.float() for head in self.heads if head.bias is not None]
         return nn.functional.linear(features, weight, torch.stack(biases).mean(dim=0) if biases else None)
 
-    def evaluate(self, windows: Tensor, *, per_batch: int) -> Tensor:
+    def evaluate(self, windows: Tensor, *, per_batch: int, watch: Watch | None = None) -> Tensor:
         """Mean logits (b, heads, z, y, x) on ``device`` of windows (b, c, z, y, x); 2D windows have z = 1.
 
-        With ``heads``, the features of all networks in a row (b, features, z, y, x).
+        With ``heads``, the features of all networks in a row (b, features, z, y, x). ``watch`` is shown what each
+        network (by index) gave for each mirror image, mirrored back: logits or its features, (b, channels, *spatial).
 
         Raises:
             ResourceError: the device ran out of memory.
         """
         try:
-            return self._evaluate(windows, per_batch=per_batch)
+            return self._evaluate(windows, per_batch=per_batch, watch=watch)
         except RuntimeError as error:
             # The CPU's allocator has no error class of its own.
             if not isinstance(error, torch.OutOfMemoryError) and "DefaultCPUAllocator" not in str(error):
@@ -70,22 +79,28 @@ class Ensemble:
                 hint="give less with --memory, close other programs, or use --device cpu",
             ) from error
 
-    def _evaluate(self, windows: Tensor, *, per_batch: int) -> Tensor:
+    def _evaluate(self, windows: Tensor, *, per_batch: int, watch: Watch | None) -> Tensor:
         flat = windows.squeeze(2) if self.ndim == 2 else windows
         layout = torch.channels_last if self.ndim == 2 else torch.channels_last_3d
-        x = flat.to(self.device).contiguous(memory_format=layout)
+        x = flat.to(self.device)
+        if self.previous:
+            x = add_label_channels(x[:, :-1], x[:, -1:], self.previous)
+        x = x.contiguous(memory_format=layout)
         with self.autocast():
             if self.heads:
-                result = torch.cat([self._member(index, x, per_batch) for index in range(len(self.networks))], dim=1)
+                parts = [self._member(index, x, per_batch, watch) for index in range(len(self.networks))]
+                result = torch.cat(parts, dim=1)
             else:
-                result = self._member(0, x, per_batch)
+                result = self._member(0, x, per_batch, watch)
                 for index in range(1, len(self.networks)):
-                    result = torch.lerp(result.float(), self._member(index, x, per_batch).float(), 1 / (index + 1))
+                    part = self._member(index, x, per_batch, watch).float()
+                    result = torch.lerp(result.float(), part, 1 / (index + 1))
         return result.unsqueeze(2) if self.ndim == 2 else result
 
-    def _member(self, index: int, x: Tensor, per_batch: int) -> Tensor:
+    def _member(self, index: int, x: Tensor, per_batch: int, watch: Watch | None) -> Tensor:
         network = self.networks[index]
-        return mirrored_mean(lambda batch: network(batch)[0], x, self.mirror_axes, per_batch=per_batch)
+        watching = None if watch is None else partial(watch, index)
+        return mirrored_mean(lambda batch: network(batch)[0], x, self.mirror_axes, per_batch=per_batch, watch=watching)
 
 
 def prepared(ensemble: Ensemble, configuration: Configuration, *, channels: int, heads: int) -> Ensemble:
@@ -121,7 +136,7 @@ def load_network(
             configuration.architecture,
             configuration.topology,
             ndim=configuration.ndim,
-            in_channels=len(plan.channels),
+            in_channels=plan.input_channels(configuration),
             num_heads=plan.labels.num_heads,
             patch_size=configuration.patch_size,
         )

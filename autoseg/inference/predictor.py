@@ -13,6 +13,7 @@ import torch
 from autoseg import records
 from autoseg.errors import DatasetError, ModelFolderError, SettingError
 from autoseg.inference.budget import choose_sweep
+from autoseg.inference.cascade import check_before, model_before, segment_before
 from autoseg.inference.ensemble import Ensemble, load_network, prepared, weights_configuration
 from autoseg.inference.stitch import stitch
 from autoseg.interop.nnunet_model import as_model_folder
@@ -22,6 +23,7 @@ from autoseg.io.volume import Geometry, Volume
 from autoseg.log import get_logger
 from autoseg.nets import traits_of
 from autoseg.nets.device import choose_device, choose_precision, tune
+from autoseg.nets.label_channels import label_groups
 from autoseg.preprocessing.case import PreprocessedCase, preprocess_case
 from autoseg.preprocessing.restore import Restorer
 from autoseg.schema.folders import ModelFolder
@@ -31,20 +33,28 @@ from autoseg.schema.report import RunReport
 if TYPE_CHECKING:
     import SimpleITK as sitk  # noqa: N813
 
+    from autoseg.inference.uncertainty import Doubt
+
 _LOG = get_logger(__name__)
 
 
 @dataclass(frozen=True)
 class Segmentation:
-    """``labels`` (z, y, x) with the integers of the dataset; ``probabilities`` float16 (heads, z, y, x) if asked."""
+    """``labels`` (z, y, x) with the integers of the dataset; ``probabilities`` float16 (heads, z, y, x) if asked.
+
+    ``doubt`` is there where ``inference.uncertainty`` made the segmentation.
+    """
 
     labels: np.ndarray
     probabilities: np.ndarray | None = None
+    doubt: Doubt | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Predictor:
     """Segments images with all folds of a model. Nothing changes between calls, so calls may follow in any number.
+
+    ``first`` is of a cascade: the model whose segmentation this one refines.
 
     >>> predictor = Predictor.load(Path("results/Dataset003_Name/unet_3d_fullres"))  # doctest: +SKIP
     >>> labels = predictor.predict_array(array, spacing=(2.0, 1.0, 1.0))  # doctest: +SKIP
@@ -56,6 +66,7 @@ class Predictor:
     folds: tuple[str, ...] = ()
     step_size: float = 0.5
     memory: int | None = None
+    first: Predictor | None = None
 
     @staticmethod
     def load(
@@ -68,6 +79,7 @@ class Predictor:
         memory: int | None = None,
         prune: str | None = None,
         exact: bool = False,
+        stages: bool = True,
     ) -> Predictor:
         """Load the trained folds of a model folder.
 
@@ -78,6 +90,7 @@ class Predictor:
             memory: bytes that a prediction may use; None: 70% of what is free.
             prune: ``L1``, ``L2``, ...: only the shallower part of a UNet++, without the weights of the rest.
             exact: float32 also where half precision is faster.
+            stages: of a cascade, also load the first stage, with all its folds; else ``infer`` is given what it says.
 
         Raises:
             ModelFolderError: no trained model, a fold is missing, or files do not fit each other.
@@ -93,6 +106,18 @@ class Predictor:
         chosen = choose_device(device)
         tune(chosen)
         mirror = tta if tta is not None else chosen.type == "cuda"
+        refines = configuration.previous_stage is not None
+        first = None
+        if refines and stages:
+            first = Predictor.load(
+                model_before(folder, configuration).root,
+                device=device,
+                tta=tta,
+                step_size=step_size,
+                memory=memory,
+                exact=exact,
+            )
+            check_before(first, plan, configuration)
         ensemble = Ensemble(
             networks=tuple(
                 load_network(folder.fold(name).weights, plan, configuration, chosen, partial=partial) for name in names
@@ -101,14 +126,17 @@ class Predictor:
             device=chosen,
             precision=None if exact else choose_precision(chosen),
             mirror_axes=_mirror_axes(folder, configuration) if mirror else (),
+            previous=label_groups(plan.labels) if refines else (),
         )
+        channels, heads = plan.input_channels(configuration), plan.labels.num_heads
         return Predictor(
             plan=plan,
             configuration=configuration,
-            ensemble=prepared(ensemble, configuration, channels=len(plan.channels), heads=plan.labels.num_heads),
+            ensemble=prepared(ensemble, configuration, channels=channels, heads=heads),
             folds=names,
             step_size=step_size,
             memory=memory,
+            first=first,
         )
 
     def predict(self, volume: Volume) -> np.ndarray:
@@ -170,10 +198,26 @@ class Predictor:
         finding = non_finite(volume.data)
         if finding is not None:
             raise DatasetError(f"the image {finding.fault}", hint=finding.remedy)
-        return preprocess_case(volume, None, plan=self.plan, configuration=self.configuration)
+        case = preprocess_case(volume, None, plan=self.plan, configuration=self.configuration)
+        return case if self.first is None else replace(case, coarse=self.first.prepare(volume))
 
-    def infer(self, case: PreprocessedCase, *, probabilities: bool = False) -> Segmentation:
-        """Labels on the original grid; the second half of ``segment``."""
+    def network_image(self, case: PreprocessedCase, previous: np.ndarray | None = None) -> np.ndarray:
+        """What windows are cut from, float32 (c, z, y, x): in the second stage of a cascade, the last channel is the
+        segmentation of the first, ``previous`` (z, y, x) if it is known.
+        """
+        if self.configuration.previous_stage is None:
+            return case.image
+        if previous is None:
+            if self.first is None:
+                raise ValueError("the second stage of a cascade needs what the first one says")
+            previous = segment_before(self.first, case)
+        return np.concatenate([case.image, previous[np.newaxis]], dtype=np.float32, casting="unsafe")
+
+    def infer(
+        self, case: PreprocessedCase, *, probabilities: bool = False, previous: np.ndarray | None = None
+    ) -> Segmentation:
+        """Labels on the original grid; the second half of ``segment``. ``previous`` as for ``network_image``."""
+        image = self.network_image(case, previous)
         heads = self.plan.labels.num_heads
         voxels = int(np.prod(case.trace.shape))
         sweep = choose_sweep(
@@ -198,7 +242,7 @@ class Predictor:
 
         head = self.ensemble.head if self.ensemble.heads else None
         with torch.inference_mode():
-            for planes in stitch(case.image, evaluate, sweep, head=head):
+            for planes in stitch(image, evaluate, sweep, head=head):
                 restorer.add(planes)
         return Segmentation(restorer.finish(), restorer.probabilities)
 
@@ -246,13 +290,7 @@ def _configuration(folder: ModelFolder, folds: Sequence[str], plan: Plan) -> Con
             f"the folds in {folder.root} are of different configurations: {', '.join(sorted(names))}",
             hint="keep one configuration per model folder",
         )
-    configuration = plan.configuration(names.pop())
-    if configuration.previous_stage is not None:
-        raise ModelFolderError(
-            f"{folder.root} refines predictions of {configuration.previous_stage}, which prediction cannot do yet",
-            hint="use a model of another configuration",
-        )
-    return configuration
+    return plan.configuration(names.pop())
 
 
 def _mirror_axes(folder: ModelFolder, configuration: Configuration) -> tuple[int, ...]:

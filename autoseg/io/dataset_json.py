@@ -7,7 +7,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -18,20 +18,33 @@ from autoseg.schema.dataset import CaseFiles, Label, Labels
 
 _BACKGROUND = "background"
 _IGNORE = "ignore"
-_KEYS = ("channel_names", "modality", "labels", "file_ending", "numTraining", "regions_class_order", "dataset")
+_KEYS = (
+    "channel_names",
+    "modality",
+    "labels",
+    "file_ending",
+    "numTraining",
+    "regions_class_order",
+    "dataset",
+    "annotated",
+)
 # Of older files, and near to a key of ours.
 _OTHER_KEYS = frozenset({"numTest", "dataset_name", "name"})
 
 
 @dataclass(frozen=True)
 class Description:
-    """What dataset.json says. ``cases`` is None when the cases are found in imagesTr and labelsTr."""
+    """What dataset.json says. ``cases`` is None when the cases are found in imagesTr and labelsTr.
+
+    ``annotated`` has the cases in which not all labels were looked for, with the names of those that were.
+    """
 
     channels: tuple[str, ...]
     labels: Labels
     file_ending: str | None
     num_training: int | None
     cases: tuple[CaseFiles, ...] | None
+    annotated: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 class _Pairs(dict[str, Any]):
@@ -57,10 +70,12 @@ def read_description(folder: Path) -> Description:
     labels = _labels(data, problems)
     ending = _file_ending(data, problems)
     cases = _listed_cases(data, folder, problems)
+    annotated = {} if labels is None else _annotated(data, labels.names, problems)
     if problems or labels is None:
         raise DatasetError(f"{path} has problems:\n{joined(problems)}", hint="correct these entries")
     count = data.get("numTraining")
-    return Description(channels, labels, ending, count if isinstance(count, int) else None, cases)
+    labels = replace(labels, partial=tuple(sorted(set(annotated.values()))))
+    return Description(channels, labels, ending, count if isinstance(count, int) else None, cases, annotated)
 
 
 def _load(path: Path) -> _Pairs:
@@ -220,6 +235,26 @@ def _listed_cases(data: _Pairs, folder: Path, problems: list[str]) -> tuple[Case
             paths = tuple(_resolved(image, folder) for image in images)
             cases.append(CaseFiles(id=name, images=paths, label=_resolved(label, folder) if label else None))
     return tuple(sorted(cases, key=lambda case: case.id))
+
+
+def _annotated(data: _Pairs, names: tuple[str, ...], problems: list[str]) -> dict[str, tuple[str, ...]]:
+    """Case -> annotated labels in the order of the heads, for cases that lack one."""
+    listed = data.get("annotated", _Pairs([]))
+    if not isinstance(listed, _Pairs):
+        problems.append('"annotated" must map a case to the labels that were annotated: {"case_7": ["liver"]}')
+        return {}
+    problems.extend(f'"annotated" has case "{case}" twice' for case in listed.twice)
+    result = {}
+    for case, given in listed.items():
+        if not isinstance(given, list) or not given or not all(isinstance(name, str) for name in given):
+            problems.append(f'"annotated" of case "{case}" must be a list of label names, found {given!r}')
+            continue
+        unknown = [name for name in given if name not in names]
+        if unknown:
+            problems.append(f'"annotated" of case "{case}" names no label of this dataset: {", ".join(unknown)}')
+        elif set(given) != set(names):
+            result[case] = tuple(name for name in names if name in given)
+    return result
 
 
 def _resolved(text: str, folder: Path) -> str:

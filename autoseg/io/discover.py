@@ -6,6 +6,7 @@ import os
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from autoseg.errors import DatasetError, joined
@@ -76,6 +77,8 @@ def read_dataset(folder: Path | str) -> DatasetSpec:
         _require_folders(folder)
         ending = description.file_ending or _common_ending(folder / "imagesTr")
         cases = _layout_cases(folder, description, ending)
+    _refuse_unknown_annotated(folder, description, cases)
+    cases = tuple(replace(case, annotated=description.annotated.get(case.id)) for case in cases)
     return DatasetSpec(
         name=folder.name,
         channels=description.channels,
@@ -83,6 +86,24 @@ def read_dataset(folder: Path | str) -> DatasetSpec:
         file_ending=ending,
         cases=cases,
     )
+
+
+def _refuse_unknown_annotated(folder: Path, description: Description, cases: Sequence[CaseFiles]) -> None:
+    """A misspelt case would be learnt from as if everything in it had been annotated.
+
+    Raises:
+        DatasetError: "annotated" names cases that are neither in the dataset nor in labelsTs.
+    """
+    held_out = folder / "labelsTs"
+    known = {case.id for case in cases}
+    if held_out.is_dir():
+        known |= {split_ending(path.name)[0] for path in _files(held_out)}
+    unknown = [f'"{name}"' for name in description.annotated if name not in known]
+    if unknown:
+        raise DatasetError(
+            f'"annotated" in {folder / "dataset.json"} has cases that do not exist:\n{joined(unknown)}',
+            hint="correct these names, or remove them",
+        )
 
 
 def find_cases(path: Path | str, *, num_channels: int, file_ending: str) -> tuple[CaseFiles, ...]:

@@ -122,8 +122,8 @@ class CaseStore:
         label = label if label.ndim == 4 else label[np.newaxis]
         kind = np.uint8 if label.min(initial=0) >= 0 and label.max(initial=0) <= 255 else np.int16
         patch = (1,) * (3 - len(patch_size)) + tuple(patch_size)
-        _write_array(self._path(id, _PARTS[0]), image.astype(np.float32, copy=False), patch)
-        _write_array(self._path(id, _PARTS[1]), label.astype(kind, copy=False), patch)
+        write_array(self._path(id, _PARTS[0]), image.astype(np.float32, copy=False), patch)
+        write_array(self._path(id, _PARTS[1]), label.astype(kind, copy=False), patch)
         rows: dict[str, list[int]] = {}
         start = 0
         for head, voxels in locations.items():
@@ -167,8 +167,8 @@ class CaseStore:
             )
         case = StoredCase(
             id=id,
-            image=_open_array(self._path(id, _PARTS[0])),
-            label=_open_array(self._path(id, _PARTS[1])),
+            image=open_array(self._path(id, _PARTS[0])),
+            label=open_array(self._path(id, _PARTS[1])),
             properties=description["properties"],
             _locations=self._path(id, _PARTS[2]),
             _rows=description["locations"],
@@ -216,7 +216,12 @@ def chunk_shapes(
         chunk[axis] = min(2 * chunk[axis], shape[1 + axis])
 
 
-def _write_array(path: Path, array: np.ndarray, patch: Sequence[int]) -> None:
+def write_array(path: Path, array: np.ndarray, patch: Sequence[int]) -> None:
+    """Write an array (channel, z, y, x) in one piece, chunked for reading patches (z, y, x).
+
+    Raises:
+        ResourceError: the disk is full.
+    """
     import blosc2
 
     chunks, blocks = chunk_shapes(array.shape, patch, array.dtype.itemsize)
@@ -232,7 +237,8 @@ def _write_array(path: Path, array: np.ndarray, patch: Sequence[int]) -> None:
         )
 
 
-def _open_array(path: Path) -> blosc2.NDArray:
+def open_array(path: Path) -> blosc2.NDArray:
+    """An array that is unpacked where it is sliced."""
     import blosc2
 
     # Workers of a data loader share the cores already; mapped files are shared among them.

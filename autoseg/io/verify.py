@@ -76,6 +76,8 @@ def load_case(
             _read_image(case, path, images, faults, tolerance_mm)
     image = _joined_channels(case, images, spec, faults)
     label = _load_label(case, images, spec.labels, faults, tolerance_mm)
+    if label is not None and case.annotated is not None:
+        faults += _not_annotated(case, label, spec.labels, case.annotated)
     if image is None or label is None or any(fault.fatal for fault in faults):
         return None, tuple(faults)
     return LoadedCase(case.id, image, label), tuple(faults)
@@ -196,6 +198,17 @@ def _load_label(
         text = "is empty: no voxel has a foreground label"
         faults.append(_fault(case, path, text, "check that nothing was lost; remove the case if so", fatal=False))
     return internal
+
+
+def _not_annotated(case: CaseFiles, label: np.ndarray, labels: Labels, annotated: tuple[str, ...]) -> list[Fault]:
+    """A fault if the label has voxels of what "annotated" says was not annotated."""
+    unseen = [index for index, possible in enumerate(labels.candidates(annotated)) if index > 0 and 0 in possible]
+    counts = {labels.leaves[index]: int(np.count_nonzero(label == index)) for index in unseen}
+    shown = ", ".join(f"{value} ({count} voxels)" for value, count in counts.items() if count)
+    if not shown:
+        return []
+    text = f'has labels that "annotated" does not name for it: {shown}'
+    return [_fault(case, str(case.label), text, 'add their names under "annotated", or remove them from the file')]
 
 
 def _fault(case: CaseFiles, file: str, fault: str, remedy: str, *, fatal: bool = True) -> Fault:

@@ -7,6 +7,7 @@ LPS frame of ITK, so that they go back to a file unchanged.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -41,6 +42,11 @@ class Geometry:
         """An unrotated grid of (z, y, x) ``spacing`` mm at the origin."""
         z, y, x = spacing
         return Geometry((z, y, x), (0.0, 0.0, 0.0), (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0), 3)
+
+    @property
+    def voxel_size(self) -> float:
+        """Volume of a voxel in mm^3; of a picture, the area of a pixel in mm^2."""
+        return math.prod(self.spacing[-self.ndim :])
 
     def affine(self) -> np.ndarray:
         """4 x 4 matrix from (x, y, z, 1) voxel indices to (x, y, z, 1) positions in mm."""

@@ -11,8 +11,19 @@ if TYPE_CHECKING:
     from autoseg.losses.counts import dice_counts
     from autoseg.losses.supervision import segmentation_loss
 
-# A loss is a factory: (labels, *, batch_dice) -> function of one output's logits and its target.
-LOSSES = Registry("loss", {"dice_ce": "autoseg.losses.dice_ce:dice_ce_loss"}, plugins="autoseg.losses")
+# A loss is a factory: (labels, *, batch_dice) -> function of one output's logits and its target. It is also given
+# ``class_weights`` where the user chose some.
+LOSSES = Registry(
+    "loss",
+    {
+        "dice_ce": "autoseg.losses.mixed:dice_ce",
+        "dice_topk": "autoseg.losses.mixed:dice_topk",
+        "dice_focal": "autoseg.losses.mixed:dice_focal",
+        "tversky": "autoseg.losses.mixed:tversky",
+        "small_objects": "autoseg.losses.mixed:small_objects",
+    },
+    plugins="autoseg.losses",
+)
 
 _HOMES = {
     "dice_counts": "autoseg.losses.counts",

@@ -42,11 +42,39 @@ def lane_sums(index: Tensor, num_classes: int, weights: Tensor | None = None) ->
 
 
 def region_table(labels: Labels, device: torch.device) -> Tensor:
-    """(internal indices, regions) bool: which region holds which leaf; the row of the ignore index is False."""
-    table = torch.zeros((len(labels.leaves) + 1, len(labels.foreground)), dtype=torch.bool)
+    """(internal indices, regions) bool: which region holds which leaf; the row of the ignore index is False.
+
+    A row of ``labels.ambiguous`` is True where the region holds every leaf that is possible.
+    """
+    count = len(labels.leaves) + 1
+    table = torch.zeros((count + len(labels.ambiguous), len(labels.foreground)), dtype=torch.bool)
     for column, label in enumerate(labels.foreground):
-        table[list(labels.internal(label)), column] = True
+        members = labels.internal(label)
+        table[list(members), column] = True
+        table[count:, column] = torch.tensor([set(leaves) <= set(members) for leaves in labels.ambiguous])
     return table.to(device)
+
+
+def possible_table(labels: Labels, device: torch.device) -> Tensor:
+    """(internal indices, leaves) bool: which leaves a voxel may truly be; an ignored one may be any."""
+    count = len(labels.leaves)
+    table = torch.eye(count, dtype=torch.bool)
+    rows = torch.ones((1 + len(labels.ambiguous), count), dtype=torch.bool)
+    for row, leaves in enumerate(labels.ambiguous, start=1):
+        rows[row] = torch.isin(torch.arange(count), torch.tensor(leaves))
+    return torch.cat([table, rows]).to(device)
+
+
+def known_regions(index: Tensor, labels: Labels) -> Tensor:
+    """Internal indices (b, n) int64 -> (b, regions, n) bool: whether a voxel's membership is known."""
+    possible = possible_table(labels, index.device)
+    columns = []
+    for label in labels.foreground:
+        members = torch.zeros(len(labels.leaves), dtype=torch.bool, device=index.device)
+        members[list(labels.internal(label))] = True
+        undecided = (possible & members).any(1) & (possible & ~members).any(1)
+        columns.append(~undecided[index])
+    return torch.stack(columns, dim=1)
 
 
 def region_masks(index: Tensor, labels: Labels) -> Tensor:
@@ -61,7 +89,8 @@ def dice_counts(logits: Tensor, target: Tensor, labels: Labels) -> tuple[Tensor,
 
     Args:
         logits: (b, heads, *spatial); a label's prediction is the argmax, a region's is a logit above 0.
-        target: (b, 1, *spatial) internal indices; ignored voxels count nowhere.
+        target: (b, 1, *spatial) internal indices; ignored voxels count nowhere, and ambiguous ones only where the
+            prediction is certainly wrong.
 
     Returns:
         Three int64 tensors (len(labels.foreground),) on the device of the logits; nothing waits for the device.
@@ -75,6 +104,11 @@ def dice_counts(logits: Tensor, target: Tensor, labels: Labels) -> tuple[Tensor,
     outside = torch.full_like(index, bins - 1)
     if labels.ignore_index is not None:
         predicted = torch.where(index == labels.ignore_index, outside, predicted)
+    if labels.partial:
+        ambiguous = index >= bins
+        perhaps = ambiguous & possible_table(labels, index.device)[index, predicted.clamp(max=bins - 2)]
+        predicted = torch.where(perhaps, outside, predicted)
+        index = torch.where(ambiguous, outside, index)
     agreed = torch.where(index == predicted, index, outside)
     columns = [labels.internal(label)[0] for label in labels.foreground]
     tp, in_prediction, in_target = (class_sums(voxels, bins).sum(0)[columns] for voxels in (agreed, predicted, index))
@@ -85,5 +119,7 @@ def _region_counts(predicted: Tensor, index: Tensor, labels: Labels) -> tuple[Te
     truth = region_masks(index, labels)
     if labels.ignore_index is not None:
         predicted = predicted & (index != labels.ignore_index).unsqueeze(1)
+    if labels.partial:
+        predicted = predicted & known_regions(index, labels)
     tp, fp, fn = predicted & truth, predicted & ~truth, truth & ~predicted
     return tp.sum((0, 2)), fp.sum((0, 2)), fn.sum((0, 2))

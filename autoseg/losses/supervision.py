@@ -13,7 +13,12 @@ from autoseg.schema.dataset import Labels
 
 
 def segmentation_loss(
-    labels: Labels, *, batch_dice: bool, weights: tuple[float, ...] = (1.0,), name: str = "dice_ce"
+    labels: Labels,
+    *,
+    batch_dice: bool,
+    weights: tuple[float, ...] = (1.0,),
+    name: str = "dice_ce",
+    class_weights: tuple[float, ...] | None = None,
 ) -> Callable[[tuple[Tensor, ...], Tensor], Tensor]:
     """The training loss of a network.
 
@@ -22,6 +27,7 @@ def segmentation_loss(
         batch_dice: whether Dice sums run over the batch, or each sample has its own.
         weights: how much each output counts, finest first (``output_weights`` of the network).
         name: a name in ``LOSSES``.
+        class_weights: per output of the network (background first, or per region), for the voxel term.
 
     Returns:
         A function of the outputs, logits (b, heads, *spatial) finest first, and the target (b, 1, *spatial) of
@@ -30,9 +36,11 @@ def segmentation_loss(
         logits is a loss term of the network's own and is added.
 
     Raises:
-        SettingError: there is no loss of that name, or (when called) the number of outputs is another one.
+        SettingError: there is no loss of that name, another number of class weights, or (when called) the number of
+            outputs is another one.
     """
-    single = LOSSES.get(name)(labels, batch_dice=batch_dice)
+    chosen = {} if class_weights is None else {"class_weights": class_weights}
+    single = LOSSES.get(name)(labels, batch_dice=batch_dice, **chosen)
 
     def loss(outputs: tuple[Tensor, ...], target: Tensor) -> Tensor:
         if len(outputs) == 1:

@@ -25,7 +25,8 @@ def _thick(mask: np.ndarray) -> np.ndarray:
     """
     room = [(0, 0), *((0, 1 if length == 1 else 0) for length in mask.shape[1:])]
     thin = any(length == 1 for length in mask.shape[1:])
-    return np.ascontiguousarray(np.pad(mask, room) if thin else mask)
+    # It refuses read-only arrays too, as pictures are read.
+    return np.require(np.pad(mask, room) if thin else mask, requirements=["C", "W"])
 
 
 def _extent(mask: np.ndarray) -> tuple[slice, ...]:

@@ -9,6 +9,7 @@ from autoseg.fingerprint import CaseStats, case_stats
 from autoseg.io.store import CaseStore
 from autoseg.io.verify import Fault, fault_table, load_case
 from autoseg.preprocessing.case import class_locations, preprocess_case
+from autoseg.preprocessing.partial import mark_ambiguous
 from autoseg.schema.dataset import CaseFiles, DatasetSpec
 from autoseg.schema.plan import Configuration, Plan
 
@@ -43,5 +44,7 @@ def store_case(case: CaseFiles, *, spec: DatasetSpec, made: Plan, configuration:
         # Training zeroes masked channels here again after augmentation.
         label = label.astype(np.int16, copy=False)
         label[(label == 0) & ~done.mask] = -1
+    if case.annotated is not None:
+        label = mark_ambiguous(label, made.labels, case.annotated)
     patch = configuration.patch_size if configuration.ndim == 3 else (1, *configuration.patch_size)
     CaseStore(root).write_case(case.id, done.image, label[None], properties, locations, patch)

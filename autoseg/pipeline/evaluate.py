@@ -7,8 +7,8 @@ import io
 import json
 import math
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import astuple, dataclass, fields
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import astuple, dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 
@@ -35,11 +35,17 @@ GRID_TOLERANCE_MM = 0.1
 _SECONDS_TO_START_WORKERS = 3.0
 
 
+Annotated = Mapping[str, tuple[str, ...]]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Pair:
+    """``annotated``: names of the labels that the reference was searched for, None for all of them."""
+
     id: str
     reference: Path
     prediction: Path
+    annotated: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +70,8 @@ def evaluate(settings: EvaluateSettings) -> EvaluationReport:
         _folder(settings.predictions, "--predictions"),
     )
     pairs, missing, extra = _matched(references, predictions)
-    labels = _labels(settings, references, predictions, pairs)
+    labels, annotated = _labels(settings, references, predictions, pairs)
+    pairs = [replace(pair, annotated=annotated.get(pair.id)) for pair in pairs]
     if extra:
         _LOG.warning("%d segmentations have no reference and are left out: %s", len(extra), _some(extra))
     report = evaluate_pairs(pairs, labels, tolerance_mm=settings.tolerance, workers=settings.workers, missing=missing)
@@ -160,6 +167,7 @@ def _score(pair: Pair, *, labels: Labels, tolerance_mm: float, grid_tolerance_mm
         id=pair.id,
         reference_file=str(pair.reference),
         prediction_file=str(pair.prediction),
+        annotated=pair.annotated,
     )
     return _Scored(scores=scores, unknown=tuple(sorted((_values(truth) | _values(guess)) - known)))
 
@@ -199,7 +207,7 @@ def _folder(text: str, flag: str) -> Path:
 
 def _matched(references: Path, predictions: Path) -> tuple[list[Pair], list[str], list[str]]:
     """Pairs of files with the same name apart from the ending, then what is on one side only."""
-    left, right = _label_files(references), _label_files(predictions)
+    left, right = label_files(references), label_files(predictions)
     pairs = [Pair(id=name, reference=left[name], prediction=right[name]) for name in left if name in right]
     if not pairs:
         raise SettingError(
@@ -210,7 +218,7 @@ def _matched(references: Path, predictions: Path) -> tuple[list[Pair], list[str]
     return pairs, [name for name in left if name not in right], [name for name in right if name not in left]
 
 
-def _label_files(folder: Path) -> dict[str, Path]:
+def label_files(folder: Path) -> dict[str, Path]:
     found: dict[str, Path] = {}
     problems = []
     for path in sorted(folder.iterdir()):
@@ -225,20 +233,33 @@ def _label_files(folder: Path) -> dict[str, Path]:
     return found
 
 
-def _labels(settings: EvaluateSettings, references: Path, predictions: Path, pairs: Sequence[Pair]) -> Labels:
+def _labels(
+    settings: EvaluateSettings, references: Path, predictions: Path, pairs: Sequence[Pair]
+) -> tuple[Labels, Annotated]:
+    """The labels to score, and the cases in which only some of them were annotated."""
     if settings.labels:
-        return _read_labels(Path(settings.labels).expanduser())
+        return read_labels(Path(settings.labels).expanduser())
     # A model folder holds dataset.json two floors above its fold_k/validation.
     for folder in (predictions, references, references.parent, predictions.parent, predictions.parent.parent):
         path = folder / "dataset.json"
         if path.is_file():
             _LOG.info("labels: %s", path)
-            return _read_labels(path)
+            labels, annotated = read_labels(path)
+            return labels, {**annotated, **_annotated_beside(references, known=path)}
     _LOG.info("labels: no dataset.json found, scoring plain integers (--labels gives them names)")
-    return _plain_labels(pairs, settings.workers)
+    return _plain_labels(pairs, settings.workers), {}
 
 
-def _read_labels(path: Path) -> Labels:
+def _annotated_beside(references: Path, *, known: Path) -> Annotated:
+    """What the dataset of the references says; that of a model knows only the cases that it was trained on."""
+    for folder in (references, references.parent):
+        path = folder / "dataset.json"
+        if path.is_file() and path != known:
+            return read_labels(path)[1]
+    return {}
+
+
+def read_labels(path: Path) -> tuple[Labels, Annotated]:
     """Labels of a dataset.json, either a raw dataset's or one that autoseg wrote into a model folder."""
     if path.name != "dataset.json":
         raise SettingError(f"--labels: {path} is not called dataset.json", hint="give the dataset.json of a dataset")
@@ -247,7 +268,11 @@ def _read_labels(path: Path) -> Labels:
     except (OSError, ValueError):
         # Whatever is wrong with the file, the reader of raw datasets says it.
         written_by_us = False
-    return (records.load(DatasetSpec, path) if written_by_us else read_description(path.parent)).labels
+    if not written_by_us:
+        description = read_description(path.parent)
+        return description.labels, description.annotated
+    spec = records.load(DatasetSpec, path)
+    return spec.labels, {case.id: case.annotated for case in spec.cases if case.annotated is not None}
 
 
 def _plain_labels(pairs: Sequence[Pair], workers: int | None) -> Labels:

@@ -10,7 +10,7 @@ from autoseg.errors import ModelFolderError, SettingError
 from autoseg.io.bundle import Content, describe, file_sha256, write_bundle
 from autoseg.log import get_logger, size
 from autoseg.pipeline.card import card_text, make_card, public_run
-from autoseg.pipeline.predict import choose_model
+from autoseg.pipeline.choose import choose_model, configuration_of
 from autoseg.schema.dataset import DatasetSpec
 from autoseg.schema.folders import ModelFolder, Workspace
 from autoseg.schema.plan import Plan
@@ -54,6 +54,7 @@ def export(settings: ExportSettings) -> Path:
         return export_onnx(
             model, folds, Path(settings.output or f"{plan.dataset}_{name}_onnx").expanduser(), force=settings.force
         )
+    _refuse_second_stage(plan, model)
     target = Path(settings.output or f"{plan.dataset}_{name}.autoseg.zip").expanduser().absolute()
     if target.is_dir():
         raise SettingError(f"{target} is a folder", hint="give the name of a file with -o")
@@ -74,6 +75,15 @@ def model_name(model: ModelFolder, plan: Plan) -> str:
     """The folder that training gives such a model, wherever this one lies."""
     configuration = plan.configuration(str(records.load(RunReport, model.run).settings.get("configuration")))
     return Workspace(Path()).model(plan.dataset, configuration.name, configuration.architecture.label).root.name
+
+
+def _refuse_second_stage(plan: Plan, model: ModelFolder) -> None:
+    configuration = plan.configuration(configuration_of(model))
+    if configuration.previous_stage is not None:
+        raise SettingError(
+            f"{configuration.name} refines predictions of {configuration.previous_stage}: two models, not one file",
+            hint=f"copy both folders in {model.root.parent}, or export a model that was trained with -c 3d_fullres",
+        )
 
 
 def _folds(model: ModelFolder, asked: tuple[str, ...]) -> tuple[str, ...]:
@@ -133,7 +143,7 @@ def _members(
         READABLE_CARD: card_text(card).encode(),
         LICENCE: licence_text.encode(),
     }
-    for name in ("selection.json", "postprocessing.json"):
+    for name in ("selection.json", "postprocessing.json", "calibration.json"):
         path = model.root / name
         if path.exists():
             members[name] = path.read_bytes()

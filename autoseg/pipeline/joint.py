@@ -13,7 +13,10 @@ from autoseg.log import get_logger
 from autoseg.nets.cost import training_cost
 from autoseg.nets.device import choose_device, choose_precision
 from autoseg.pipeline.budget import TimeBudget, open_budget
+from autoseg.pipeline.cascade import train_first_stage
 from autoseg.pipeline.context import choose_dataset
+from autoseg.pipeline.initial import refuse_start
+from autoseg.pipeline.objective import choose_objective
 from autoseg.pipeline.train import Training, fold_runs, fold_task, set_up, sum_up, train, write_model_facts
 from autoseg.pipeline.validate import estimate_validation, validate_fold
 from autoseg.report import progress_png
@@ -52,7 +55,7 @@ class JointTraining:
 
 def train_any(settings: TrainSettings) -> ModelFolder | tuple[ModelFolder, ...]:
     """Train on one dataset, or one network on several; errors as ``train`` and ``train_jointly``."""
-    return train_jointly(settings) if len(settings.dataset) > 1 else train(settings)
+    return train_jointly(settings) if len(settings.dataset) > 1 else train(settings, first_stage=train_first_stage)
 
 
 def train_jointly(settings: TrainSettings) -> tuple[ModelFolder, ...]:
@@ -97,6 +100,7 @@ def set_up_jointly(settings: TrainSettings) -> JointTraining:
             f"{settings.arch} cannot be trained on several datasets at once",
             hint=f"use --arch {UNIVERSAL}, or train the datasets one by one",
         )
+    refuse_start(settings)
     workspace = resolve_workspace(settings.workdir)
     names = tuple(choose_dataset(identifier, workspace) for identifier in settings.dataset)
     if len(set(names)) < len(names):
@@ -113,7 +117,9 @@ def set_up_jointly(settings: TrainSettings) -> JointTraining:
         configuration = domain.configuration.name
         others = "-".join(name for name in names if name != domain.spec.name)
         model = workspace.model(domain.spec.name, configuration, f"{UNIVERSAL}_with_{others}")
-        domains.append(_with_topology(replace(domain, model=model), topology))
+        measured = workspace.prepared(domain.spec.name).fingerprint
+        objective = choose_objective(settings, domain.plan, domain.spec, measured, model)
+        domains.append(_with_topology(replace(domain, model=model, objective=objective), topology))
     root = workspace.model("-".join(names), domains[0].configuration.name, UNIVERSAL)
     return JointTraining(settings=settings, domains=tuple(domains), root=root)
 

@@ -12,11 +12,12 @@ from autoseg.log import get_logger
 from autoseg.pipeline.context import choose_dataset, remember_dataset
 from autoseg.pipeline.prepare import cost_function, fingerprint
 from autoseg.planning import check_plan, plan_table
+from autoseg.planning.normalization import choose_normalization
 from autoseg.planning.spacing import median_shape, transposed
 from autoseg.schema.dataset import DatasetSpec
 from autoseg.schema.fingerprint import Fingerprint
 from autoseg.schema.folders import PreparedFolder
-from autoseg.schema.plan import Configuration, Plan, PlanOrigin
+from autoseg.schema.plan import Configuration, Normalization, Plan, PlanOrigin
 from autoseg.schema.settings import PrepareSettings
 from autoseg.schema.tools import MovePlanSettings
 
@@ -42,7 +43,7 @@ def move_plan(settings: MovePlanSettings) -> MovedPlan:
 
     Raises:
         DatasetError: no such dataset, or its files are faulty.
-        SettingError: channels or dimensions do not fit, or the target has a plan already.
+        SettingError: dimensions do not fit, or the target has a plan already.
     """
     workspace = resolve_workspace(settings.workdir)
     source = _source(settings)
@@ -66,19 +67,27 @@ def fit_plan(
 ) -> MovedPlan:
     """The source's plan for another dataset: its labels and names, everything else as it was.
 
-    Spacing, patch, batch, network, normalisation and its intensities stay, because weights depend on them.
+    Spacing, patch, batch, network, normalisation and its intensities stay, because weights depend on them. With another
+    number of channels, those of a known name keep their normalisation and the others are planned from the images.
 
     Raises:
         SettingError: every reason why the dataset cannot have this plan.
     """
     chosen = tuple(source.configuration(name) for name in configurations) or source.configurations
-    problems = _problems(source, spec, measured, chosen)
+    problems = _problems(source, measured, chosen)
     if problems:
         raise SettingError(
             f"{spec.name} cannot have the plan of {source.dataset}:\n{joined(problems)}",
             hint="plan it on its own with autoseg_plan, or choose configurations that fit with --configurations",
         )
-    adapted = tuple(replace(item, median_shape=_median_shape(item, source, measured)) for item in chosen)
+    adapted = tuple(
+        replace(
+            item,
+            median_shape=_median_shape(item, source, measured),
+            normalization=_normalization(item, source, spec, measured),
+        )
+        for item in chosen
+    )
     why = (f"the plan of {source.dataset}, moved by autoseg_move_plan", *source.why)
     plan = replace(
         source, dataset=spec.name, channels=spec.channels, labels=spec.labels, configurations=adapted, why=why
@@ -103,18 +112,23 @@ def _source(settings: MovePlanSettings) -> Plan:
     return records.load(Plan, folder.plan)
 
 
-def _problems(source: Plan, spec: DatasetSpec, measured: Fingerprint, chosen: tuple[Configuration, ...]) -> list[str]:
+def _problems(source: Plan, measured: Fingerprint, chosen: tuple[Configuration, ...]) -> list[str]:
     found = []
-    if len(source.channels) != len(spec.channels):
-        found.append(
-            f"it has {len(spec.channels)} channels ({', '.join(spec.channels)}), "
-            f"the plan is for {len(source.channels)} ({', '.join(source.channels)})"
-        )
     if measured.is_2d:
         found += [f"{item.name} is for volumes, its images are pictures" for item in chosen if item.ndim == 3]
         if source.transpose != (0, 1, 2):
             found.append("its images are pictures, and the plan reorders the axes of volumes")
     return found
+
+
+def _normalization(
+    item: Configuration, source: Plan, spec: DatasetSpec, measured: Fingerprint
+) -> tuple[Normalization, ...]:
+    if len(spec.channels) == len(source.channels):
+        return item.normalization
+    known = dict(zip((name.casefold() for name in source.channels), item.normalization, strict=True))
+    planned, _ = choose_normalization(spec.channels, measured)
+    return tuple(known.get(name.casefold(), own) for name, own in zip(spec.channels, planned, strict=True))
 
 
 def _median_shape(item: Configuration, source: Plan, measured: Fingerprint) -> tuple[int, ...]:
@@ -145,10 +159,7 @@ def _changes(source: Plan, plan: Plan) -> list[str]:
 
 
 def _doubts(source: Plan, plan: Plan, measured: Fingerprint) -> list[str]:
-    found = []
-    for position, (old, new) in enumerate(zip(source.channels, plan.channels, strict=True)):
-        if old.lower() != new.lower():
-            found.append(f"channel {position} was {old} and is {new}: it is normalised as {old} was")
+    found = _channel_doubts(source, plan)
     if any(scheme.scheme == "ct" for item in plan.configurations for scheme in item.normalization):
         found.append(f"intensities are clipped and scaled by those of {source.dataset}, on purpose")
     for item in plan.configurations:
@@ -160,6 +171,19 @@ def _doubts(source: Plan, plan: Plan, measured: Fingerprint) -> list[str]:
                 f"{_times(own)} mm (z, y, x)"
             )
     return found
+
+
+def _channel_doubts(source: Plan, plan: Plan) -> list[str]:
+    if len(source.channels) == len(plan.channels):
+        pairs = enumerate(zip(source.channels, plan.channels, strict=True))
+        return [
+            f"channel {position} was {old} and is {new}: it is normalised as {old} was"
+            for position, (old, new) in pairs
+            if old.lower() != new.lower()
+        ]
+    known = {name.casefold() for name in source.channels}
+    new = [name for name in plan.channels if name.casefold() not in known]
+    return [f"the plan knows no channel {', '.join(new)}: normalised as planned from the images"] if new else []
 
 
 def _write(folder: PreparedFolder, plan: Plan, measured: Fingerprint, *, force: bool) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import math
 import shlex
 import sys
 import time
@@ -20,26 +19,36 @@ from autoseg.errors import (
     AutosegError,
     DatasetError,
     DivergenceError,
-    ModelFolderError,
     PartialError,
     RecordError,
     ResourceError,
     SettingError,
     joined,
 )
+from autoseg.inference.cascade import model_before
+from autoseg.inference.joint import JointPredictor
 from autoseg.inference.predictor import Predictor, Segmentation
-from autoseg.interop.nnunet_model import as_model_folder
-from autoseg.io.discover import repeated, resolve_workspace
+from autoseg.inference.uncertainty import DoubtfulPredictor
+from autoseg.io.discover import repeated
 from autoseg.io.images import read_label, split_ending, write_label
 from autoseg.io.inputs import cases_to_predict, output_ending, read_case
 from autoseg.io.volume import Geometry
 from autoseg.log import duration, get_logger, progress
+from autoseg.ops.postprocess import postprocess
 from autoseg.parallel import map_cases, prefetch
-from autoseg.pipeline.context import choose_dataset, versions
+from autoseg.pipeline.choose import Choice, choose
+from autoseg.pipeline.context import versions
+from autoseg.pipeline.uncertainty import (
+    doubt_files,
+    doubtful,
+    remove_doubt,
+    sum_up_doubts,
+    with_missing_doubt,
+    write_doubt,
+)
 from autoseg.schema.dataset import CaseFiles, DatasetSpec
-from autoseg.schema.folders import ModelFolder
-from autoseg.schema.plan import Plan
-from autoseg.schema.report import EvaluationReport, PredictionRun, RunReport
+from autoseg.schema.postprocessing import PostStep
+from autoseg.schema.report import PredictionRun
 from autoseg.schema.settings import PredictSettings
 
 _LOG = get_logger(__name__)
@@ -47,12 +56,15 @@ _LOG = get_logger(__name__)
 RUN_FILE = "predict.json"
 PROBABILITIES = "probabilities"
 
+AnyPredictor = Predictor | JointPredictor | DoubtfulPredictor
+
 
 @dataclass(frozen=True, kw_only=True)
 class PredictReport:
-    """What a prediction did; ``skipped`` were complete before."""
+    """What a prediction did; ``skipped`` were complete before. ``model`` and ``folds`` are those of the first model."""
 
     model: Path
+    models: tuple[Path, ...]
     folds: tuple[str, ...]
     written: tuple[Path, ...]
     skipped: tuple[Path, ...]
@@ -89,8 +101,8 @@ def predict(settings: PredictSettings) -> PredictReport:
     started = time.monotonic()
     if not settings.inputs or not settings.outputs:
         raise SettingError("inputs and outputs are both needed", hint="give -i IN -o OUT")
-    model = choose_model(settings)
-    spec = records.load(DatasetSpec, model.dataset)
+    choice = choose(settings)
+    spec = records.load(DatasetSpec, choice.first.dataset)
     found = cases_to_predict(Path(settings.inputs), num_channels=len(spec.channels), file_ending=spec.file_ending)
     twins = _twins(found)
     cases = [case for case in found if case.id not in twins]
@@ -99,29 +111,48 @@ def predict(settings: PredictSettings) -> PredictReport:
     _refuse_foreign(outputs, targets)
     # Before the weights are read, which takes long.
     records.make_folder(outputs)
-    predictor = Predictor.load(
-        model.root,
-        folds=settings.fold,
-        device=settings.device,
-        tta=settings.tta,
-        step_size=settings.step_size,
-        memory=settings.memory,
-        prune=settings.prune,
-    )
-    todo = _begin(cases, targets, model, predictor, settings, outputs)
-    failed = {**twins, **_run(todo, targets, predictor, settings)}
+    predictor = _predictor(choice, settings)
+    todo = _begin(cases, targets, choice, predictor, settings, outputs)
+    failed = {**twins, **_run(todo, targets, predictor, choice.steps, settings)}
+    if isinstance(predictor, DoubtfulPredictor):
+        sum_up_doubts(outputs, targets, predictor.temperature)
     if failed:
         _raise(failed, len(cases) + len(twins), outputs)
     done = {case.id for case in todo}
     report = PredictReport(
-        model=model.root,
-        folds=predictor.folds,
+        model=choice.first.root,
+        models=tuple(model.root for model in choice.models),
+        folds=_members(predictor)[0].folds,
         written=tuple(targets[case.id] for case in todo),
         skipped=tuple(targets[case.id] for case in cases if case.id not in done),
         seconds=time.monotonic() - started,
     )
     _LOG.info("%d segmentations in %s, %s", len(report.written), outputs, duration(report.seconds))
     return report
+
+
+def _predictor(choice: Choice, settings: PredictSettings) -> AnyPredictor:
+    members = [
+        Predictor.load(
+            model.root,
+            folds=settings.fold,
+            device=settings.device,
+            tta=settings.tta,
+            step_size=settings.step_size,
+            memory=settings.memory,
+            prune=settings.prune,
+        )
+        for model in choice.models
+    ]
+    if settings.uncertainty:
+        return doubtful(members, choice.models)
+    return members[0] if len(members) == 1 else JointPredictor.together(members)
+
+
+def _members(predictor: AnyPredictor) -> tuple[Predictor, ...]:
+    if isinstance(predictor, JointPredictor):
+        return predictor.members
+    return (predictor.predictor if isinstance(predictor, DoubtfulPredictor) else predictor,)
 
 
 def _twins(cases: Sequence[CaseFiles]) -> dict[str, Exception]:
@@ -135,75 +166,6 @@ def _twins(cases: Sequence[CaseFiles]) -> dict[str, Exception]:
         id_: DatasetError(f"several images have this name: {' and '.join(paths)}", hint=hint)
         for id_, paths in images.items()
     }
-
-
-def choose_model(settings: PredictSettings) -> ModelFolder:
-    """The model asked for, else the trained one of the dataset that did best in validation (and say which).
-
-    Raises:
-        ModelFolderError: there is no trained model, or none of the configuration.
-    """
-    if settings.model is not None:
-        cache = resolve_workspace(settings.workdir).root / "cache" / "nnunet"
-        folder = as_model_folder(settings.model, cache, configuration=settings.configuration)
-        return _named_model(folder, settings.configuration)
-    workspace = resolve_workspace(settings.workdir)
-    dataset = choose_dataset(settings.dataset, workspace)
-    root = workspace.results / dataset
-    trained = [folder for folder in map(ModelFolder, sorted(root.glob("*"))) if folder.finished_folds()]
-    fitting = [folder for folder in trained if settings.configuration in {None, _configuration_of(folder)}]
-    if settings.arch is not None:
-        fitting = [folder for folder in fitting if settings.arch == _architecture_of(folder)]
-    if not fitting:
-        asked = {"configuration": settings.configuration, "architecture": settings.arch}
-        wanted = " and ".join(f"{what} {name}" for what, name in asked.items() if name)
-        wanted = f" of {wanted}" if wanted else ""
-        names = ", ".join(f"{_configuration_of(folder)} with {_architecture_of(folder)}" for folder in trained)
-        raise ModelFolderError(
-            f"there is no trained model{wanted} in {root}",
-            hint=f"trained are: {names}" if names else "run autoseg_train first, or name a model folder with --model",
-        )
-    scores = {folder: _validation_dice(folder) for folder in fitting}
-    best = max(fitting, key=lambda folder: _rank(folder, scores[folder]))
-    score = "not validated" if math.isnan(scores[best]) else f"validation Dice {scores[best]:.4f}"
-    _LOG.info("model: %s (%s, the best of %d)", best.root, score, len(fitting))
-    return best
-
-
-def _named_model(root: Path, configuration: str | None) -> ModelFolder:
-    folder = ModelFolder(root)
-    if not folder.finished_folds():
-        raise ModelFolderError(
-            f"{root} is not a folder of a trained model", hint="give the folder that holds plan.json and fold_0"
-        )
-    if configuration is not None and configuration != _configuration_of(folder):
-        raise SettingError(
-            f"{root} is a model of configuration {_configuration_of(folder)}, not {configuration}",
-            hint="leave out --configuration, or give another --model",
-        )
-    return folder
-
-
-def _configuration_of(folder: ModelFolder) -> str:
-    return str(records.load(RunReport, folder.run).settings.get("configuration"))
-
-
-def _architecture_of(folder: ModelFolder) -> str:
-    return records.load(Plan, folder.plan).configuration(_configuration_of(folder)).architecture.label
-
-
-def _validation_dice(folder: ModelFolder) -> float:
-    """Mean over the validated folds, NaN if there are none."""
-    paths = [folder.fold(name).summary for name in folder.finished_folds()]
-    scores = [records.load(EvaluationReport, path).foreground_dice for path in paths if path.exists()]
-    known = [score for score in scores if not math.isnan(score)]
-    return sum(known) / len(known) if known else math.nan
-
-
-def _rank(folder: ModelFolder, score: float) -> tuple[float, bool, int]:
-    """Validated before not validated, then the planned default, then the larger ensemble."""
-    default = records.load(Plan, folder.plan).default_configuration == _configuration_of(folder)
-    return (-1.0 if math.isnan(score) else score, default, len(folder.finished_folds()))
 
 
 def _targets(cases: Sequence[CaseFiles], outputs: Path) -> dict[str, Path]:
@@ -231,6 +193,7 @@ def _refuse_foreign(outputs: Path, targets: Mapping[str, Path]) -> None:
     if (outputs / RUN_FILE).exists():
         return
     written = [*targets.values(), *map(_probabilities_path, targets.values())]
+    written += dict.fromkeys(path for target in targets.values() for path in doubt_files(target))
     facts = [outputs / name for name in ("dataset.json", "plan.json")]
     there = [path.name for path in (*facts, *written) if path.exists()]
     if there:
@@ -244,19 +207,22 @@ def _refuse_foreign(outputs: Path, targets: Mapping[str, Path]) -> None:
 def _begin(
     cases: Sequence[CaseFiles],
     targets: Mapping[str, Path],
-    model: ModelFolder,
-    predictor: Predictor,
+    choice: Choice,
+    predictor: AnyPredictor,
     settings: PredictSettings,
     outputs: Path,
 ) -> tuple[CaseFiles, ...]:
     """The cases to predict; writes the facts beside the segmentations and removes what is out of date."""
-    run = _describe(model, predictor)
+    model = choice.first
+    run = _describe(choice, _members(predictor))
     records.remove_partial(outputs)
     todo = tuple(cases)
     if settings.continue_:
         if _same_making(outputs / RUN_FILE, run):
             wanted = settings.save_probabilities
             todo = tuple(case for case in cases if not _complete(targets[case.id], probabilities=wanted))
+            if isinstance(predictor, DoubtfulPredictor):
+                todo = with_missing_doubt(cases, todo, targets, predictor.temperature)
             _LOG.info("continue: %d of %d images are complete", len(cases) - len(todo), len(cases))
         else:
             _LOG.info("continue: what is in %s was not made by this model and these settings", outputs)
@@ -264,6 +230,7 @@ def _begin(
         # Else a segmentation of an earlier run could be taken for one of this run, should this one be killed.
         targets[case.id].unlink(missing_ok=True)
         _probabilities_path(targets[case.id]).unlink(missing_ok=True)
+        remove_doubt(targets[case.id])
     # First of the facts: it marks the folder as one of ours, which the next run may write to.
     records.save(outputs / RUN_FILE, run)
     records.write_text(outputs / model.plan.name, model.plan.read_text(encoding="utf-8"))
@@ -271,15 +238,24 @@ def _begin(
     return todo
 
 
-def _describe(model: ModelFolder, predictor: Predictor) -> PredictionRun:
+def _describe(choice: Choice, members: Sequence[Predictor]) -> PredictionRun:
+    weights: dict[str, str] = {}
+    for model, member in zip(choice.models, members, strict=True):
+        prefix = f"{model.root.name}/" if len(members) > 1 else ""
+        weights |= {f"{prefix}{name}": _digest(model.fold(name).weights) for name in member.folds}
+        if member.first is not None:
+            before = model_before(model, member.configuration)
+            weights |= {f"{before.root.name}/{name}": _digest(before.fold(name).weights) for name in member.first.folds}
+    first = members[0]
     return PredictionRun(
         command=shlex.join(["autoseg_predict", *sys.argv[1:]]),
-        model=str(model.root),
-        configuration=predictor.configuration.name,
-        weights={name: _digest(model.fold(name).weights) for name in predictor.folds},
-        mirror_axes=predictor.ensemble.mirror_axes,
-        step_size=predictor.step_size,
-        prune=predictor.configuration.architecture.arguments.get("prune"),
+        model=" + ".join(str(model.root) for model in choice.models),
+        configuration=" + ".join(member.configuration.name for member in members),
+        weights=weights,
+        mirror_axes=tuple(axis for member in members for axis in member.ensemble.mirror_axes),
+        step_size=first.step_size,
+        prune=first.configuration.architecture.arguments.get("prune"),
+        postprocessing=choice.steps,
         versions=versions(),
     )
 
@@ -319,14 +295,18 @@ def _probabilities_path(target: Path) -> Path:
 
 
 def _run(
-    todo: Sequence[CaseFiles], targets: Mapping[str, Path], predictor: Predictor, settings: PredictSettings
+    todo: Sequence[CaseFiles],
+    targets: Mapping[str, Path],
+    predictor: AnyPredictor,
+    steps: Sequence[PostStep],
+    settings: PredictSettings,
 ) -> dict[str, Exception]:
     """Predict and write; returns the errors of the cases that failed."""
     failed: dict[str, Exception] = {}
     results = _results(todo, predictor, probabilities=settings.save_probabilities)
     # The network runs in the background thread, one image ahead of writing in this one.
     for result in progress(prefetch(results, depth=1), total=len(todo), label="predict"):
-        error = result.error or _write(result, targets[result.case.id])
+        error = result.error or _write(result, targets[result.case.id], steps)
         if error is not None:
             failed[result.case.id] = error
             _LOG.warning("%s: %s", result.case.id, _sentence(error))
@@ -334,7 +314,7 @@ def _run(
     return failed
 
 
-def _results(cases: Sequence[CaseFiles], predictor: Predictor, *, probabilities: bool) -> Iterator[_Result]:
+def _results(cases: Sequence[CaseFiles], predictor: AnyPredictor, *, probabilities: bool) -> Iterator[_Result]:
     """Segmentations in order; reading keeps one image ahead."""
     load = partial(_load, predictor=predictor, probabilities=probabilities)
     for outcome in prefetch(map_cases(load, cases, workers=0), depth=1):
@@ -346,16 +326,16 @@ def _results(cases: Sequence[CaseFiles], predictor: Predictor, *, probabilities:
         yield result
 
 
-def _load(case: CaseFiles, *, predictor: Predictor, probabilities: bool) -> _Loaded:
+def _load(case: CaseFiles, *, predictor: AnyPredictor, probabilities: bool) -> _Loaded:
     volume = read_case(case)
-    if predictor.ensemble.device.type == "cuda":
+    if isinstance(predictor, Predictor) and predictor.ensemble.device.type == "cuda":
         # The processor has nothing else to do; on a CPU two images at work would double the peak of memory.
         prepared = predictor.prepare(volume)
         return _Loaded(volume.geometry, partial(predictor.infer, prepared, probabilities=probabilities))
     return _Loaded(volume.geometry, partial(predictor.segment, volume, probabilities=probabilities))
 
 
-def _write(result: _Result, target: Path) -> Exception | None:
+def _write(result: _Result, target: Path, steps: Sequence[PostStep]) -> Exception | None:
     """Write a result; the segmentation comes last, because its presence says that everything is there."""
     if result.segmentation is None or result.geometry is None:
         return None
@@ -363,7 +343,10 @@ def _write(result: _Result, target: Path) -> Exception | None:
         if result.segmentation.probabilities is not None:
             with records.atomic_path(_probabilities_path(target)) as temporary:
                 np.savez_compressed(temporary, probabilities=result.segmentation.probabilities)
-        write_label(target, result.segmentation.labels, result.geometry)
+        if result.segmentation.doubt is not None:
+            write_doubt(target, result.segmentation.doubt, result.geometry)
+        labels = postprocess(result.segmentation.labels, steps, voxel_size=result.geometry.voxel_size)
+        write_label(target, labels, result.geometry)
     except ResourceError:
         # A full disk fails every image that follows.
         raise

@@ -24,6 +24,7 @@ from autoseg.io.verify import Fault, check_spec, fault_table
 from autoseg.log import get_logger, progress, size
 from autoseg.parallel import map_cases
 from autoseg.pipeline.cases import inspect_case, store_case
+from autoseg.pipeline.stores import store_of
 from autoseg.planning import CostFunction, check_plan, make_plan, plan_table
 from autoseg.planning.choice import AUTO
 from autoseg.schema.dataset import DatasetSpec
@@ -328,15 +329,6 @@ def load_plan(folder: PreparedFolder, settings: PrepareSettings) -> Plan:
             f"{folder.root.name} has no plan yet", hint=f"run autoseg_plan_and_preprocess -d {folder.root.name} first"
         )
     return check_plan(records.load(Plan, folder.plan), cost=cost_function(planned_device(settings)))
-
-
-def store_of(folder: PreparedFolder, made: Plan, configuration: Configuration) -> CaseStore:
-    """Where the cases of a configuration lie; plans for other architectures share them unless their spacing differs."""
-    name = configuration.name
-    main = records.load(Plan, folder.plan) if folder.plan.exists() else made
-    if name in main.names and main.configuration(name).spacing == configuration.spacing:
-        return CaseStore(folder.store(name))
-    return CaseStore(folder.own_store(name, configuration.architecture.label))
 
 
 def preprocess_configuration(

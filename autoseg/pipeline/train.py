@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from autoseg import records
 from autoseg.errors import DatasetError, PartialError, SettingError, joined
+from autoseg.inference.cascade import PREVIOUS_MODEL
 from autoseg.io.discover import resolve_workspace
 from autoseg.io.store import CaseStore
 from autoseg.log import duration, get_logger, table
@@ -19,7 +21,10 @@ from autoseg.nets.device import choose_device, choose_precision
 from autoseg.pipeline.alternative import plan_for
 from autoseg.pipeline.budget import TimeBudget, open_budget
 from autoseg.pipeline.context import choose_dataset, machine, typed_command, versions
-from autoseg.pipeline.prepare import preprocess_configuration, store_of
+from autoseg.pipeline.initial import choose_start, initial_record
+from autoseg.pipeline.objective import choose_objective
+from autoseg.pipeline.prepare import preprocess_configuration
+from autoseg.pipeline.stores import store_of
 from autoseg.pipeline.validate import estimate_validation, validate_fold
 from autoseg.planning import make_splits, mirror_axes, read_splits
 from autoseg.report import progress_png, write_report
@@ -33,10 +38,13 @@ from autoseg.schema.settings import TrainSettings
 from autoseg.schema.splits import Fold, Splits
 from autoseg.training.distributed import joined_world, read_world, world_device
 from autoseg.training.fold import FoldTask, train_fold
+from autoseg.training.objective import Objective
+from autoseg.training.previous import EarlierStage
 from autoseg.training.recipe import chosen_recipe
 from autoseg.training.state import TrainState, history_rows
 from autoseg.training.step import Kitchen
 from autoseg.training.stop import stop_requests
+from autoseg.training.transfer import Start
 
 _LOG = get_logger(__name__)
 
@@ -45,7 +53,7 @@ ALL = "all"
 
 @dataclass(frozen=True, kw_only=True)
 class Training:
-    """Everything that the folds share."""
+    """Everything that the folds share; ``earlier`` is of the second stage of a cascade."""
 
     settings: TrainSettings
     spec: DatasetSpec
@@ -56,18 +64,28 @@ class Training:
     mirror_axes: tuple[int, ...]
     store: CaseStore
     model: ModelFolder
+    start: Start | None = None
+    earlier: EarlierStage | None = None
+    objective: Objective = field(default_factory=Objective)
 
     @property
     def folds(self) -> tuple[str, ...]:
         return self.settings.fold or tuple(str(index) for index in range(len(self.splits.folds)))
 
 
-def train(settings: TrainSettings, *, model: ModelFolder | None = None, stop_file: Path | None = None) -> ModelFolder:
+def train(
+    settings: TrainSettings,
+    *,
+    model: ModelFolder | None = None,
+    stop_file: Path | None = None,
+    first_stage: Callable[[Training], Training] | None = None,
+) -> ModelFolder:
     """Train the folds that ``settings`` ask for, one after the other, and return the model's folder.
 
     Args:
         model: where the model goes, in place of its folder in the results.
         stop_file: what a person creates to end training, in place of STOP in the model's folder.
+        first_stage: trains what comes first where ``settings`` ask for the second stage of a cascade.
 
     Raises:
         SettingError: no such configuration or fold, or the model's folder holds folds of another plan.
@@ -78,11 +96,13 @@ def train(settings: TrainSettings, *, model: ModelFolder | None = None, stop_fil
     world = read_world()
     if not world.is_first:
         logging.getLogger("autoseg").setLevel(logging.ERROR)
-    training = set_up(settings, model=model)
+    training = set_up(settings, model=model, first_stage=first_stage)
+    if training.earlier is not None:
+        started = training.earlier.since
     write_model_facts(training)
     budget = None
-    if settings.time_budget is not None:
-        budget = open_budget(settings.time_budget, training.folds, fold_runs(training), started=started)
+    if training.settings.time_budget is not None:
+        budget = open_budget(training.settings.time_budget, training.folds, fold_runs(training), started=started)
     problems: list[str] = []
     # Joined once for all folds: a second group would find the first one's keys in torchrun's store.
     device = world_device(choose_device(settings.device), world)
@@ -102,14 +122,21 @@ def train(settings: TrainSettings, *, model: ModelFolder | None = None, stop_fil
     return training.model
 
 
-def set_up(settings: TrainSettings, *, model: ModelFolder | None = None) -> Training:
-    """Read plan, splits and store; preprocess what is missing."""
+def set_up(
+    settings: TrainSettings,
+    *,
+    model: ModelFolder | None = None,
+    first_stage: Callable[[Training], Training] | None = None,
+) -> Training:
+    """Read plan, splits and store; preprocess what is missing, and train what comes first (see ``train``)."""
     workspace = resolve_workspace(settings.workdir)
     name = choose_dataset(settings.dataset[0] if settings.dataset else None, workspace)
     folder = workspace.prepared(name)
     plan = plan_for(folder, settings.arch, device=settings.device)
     spec = records.load(DatasetSpec, folder.dataset)
     configuration = _configuration(plan, settings)
+    if first_stage is None:
+        _refuse_second_stage(plan, configuration)
     if plan.device == "cpu" and choose_device(settings.device).type == "cuda":
         _LOG.warning("this plan was made for a CPU: a narrow network; autoseg_plan -d %s makes one for the GPU", name)
     if read_world().is_first:
@@ -132,16 +159,23 @@ def set_up(settings: TrainSettings, *, model: ModelFolder | None = None) -> Trai
         model=model or workspace.model(name, configuration.name, configuration.architecture.label),
     )
     _check_folds(training)
-    return training
+    start = choose_start(settings, plan, configuration, training.model, training.folds)
+    objective = choose_objective(settings, plan, spec, folder.fingerprint, training.model)
+    training = replace(training, start=start, objective=objective)
+    return training if configuration.previous_stage is None or first_stage is None else first_stage(training)
+
+
+def _refuse_second_stage(plan: Plan, configuration: Configuration) -> None:
+    if configuration.previous_stage is not None:
+        raise SettingError(
+            f"{configuration.name} refines predictions of {configuration.previous_stage}, which only autoseg_train on "
+            "one dataset does",
+            hint=f"choose one of: {', '.join(c.name for c in plan.configurations if c.previous_stage is None)}",
+        )
 
 
 def _configuration(plan: Plan, settings: TrainSettings) -> Configuration:
     configuration = plan.configuration(settings.configuration or plan.default_configuration)
-    if configuration.previous_stage is not None:
-        raise SettingError(
-            f"{configuration.name} refines predictions of {configuration.previous_stage}, which cannot be trained yet",
-            hint=f"train one of: {', '.join(c.name for c in plan.configurations if c.previous_stage is None)}",
-        )
     if settings.batch_size is None:
         return configuration
     precision = "float32" if choose_precision(choose_device(settings.device)) is None else "mixed"
@@ -151,7 +185,7 @@ def _configuration(plan: Plan, settings: TrainSettings) -> Configuration:
         ndim=configuration.ndim,
         patch_size=configuration.patch_size,
         batch_size=settings.batch_size,
-        in_channels=len(plan.channels),
+        in_channels=plan.input_channels(configuration),
         num_heads=plan.labels.num_heads,
         precision=precision,
     )
@@ -204,7 +238,7 @@ def write_model_facts(training: Training) -> None:
         return
     model = training.model
     model.root.mkdir(parents=True, exist_ok=True)
-    _refuse_other_plan(training)
+    refuse_other_plan(training)
     model.stop_file.unlink(missing_ok=True)
     records.save(model.plan, training.plan)
     records.save(model.dataset, training.spec)
@@ -222,12 +256,16 @@ def write_model_facts(training: Training) -> None:
         mirror_axes=list(training.mirror_axes),
         batch_size=training.configuration.batch_size,
         recipe=asdict(training.recipe),
+        **asdict(training.objective),
+        **initial_record(training.start, model),
     )
+    if training.earlier is not None:
+        chosen[PREVIOUS_MODEL] = Path(os.path.relpath(training.earlier.model.root, model.root)).as_posix()
     report = RunReport(command=typed_command("autoseg.train"), settings=chosen, versions=versions(), machine=machine())
     records.save(model.run, report)
 
 
-def _refuse_other_plan(training: Training) -> None:
+def refuse_other_plan(training: Training) -> None:
     """Folds of different plans must not meet in one ensemble, nor old weights get a new plan.
 
     Raises:
@@ -271,7 +309,15 @@ def _train_and_validate(training: Training, name: str, budget: TimeBudget | None
         records.save(task.folder.run, replace(run, status="validated", validation_seconds=before.validation_seconds))
         return
     clock = time.monotonic()
-    validate_fold(training.model, name, task.cases.val, spec=training.spec, device=training.settings.device, stop=stop)
+    validate_fold(
+        training.model,
+        name,
+        task.cases.val,
+        spec=training.spec,
+        device=training.settings.device,
+        stop=stop,
+        previous=task.previous.files if task.previous is not None else None,
+    )
     seconds = time.monotonic() - clock
     records.save(task.folder.run, replace(run, status="validated", validation_seconds=seconds))
 
@@ -291,6 +337,9 @@ def fold_task(training: Training, name: str) -> FoldTask:
         store=training.store.root,
         folder=training.model.fold(name),
         stop_file=training.model.stop_file,
+        start=training.start,
+        previous=training.earlier.folds[name] if training.earlier is not None else None,
+        objective=training.objective,
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from autoseg import records
@@ -11,6 +11,7 @@ from autoseg.errors import DatasetError, StoppedError
 from autoseg.inference.predictor import Predictor
 from autoseg.inference.tiles import tile_starts
 from autoseg.io.images import read_channels, split_ending, write_label
+from autoseg.io.label_maps import open_label_map
 from autoseg.io.store import CaseStore
 from autoseg.log import get_logger, progress
 from autoseg.pipeline.evaluate import Pair, evaluate_pairs, score_table, write_scores
@@ -29,7 +30,7 @@ _SECONDS_TO_LOAD = 2.0
 def estimate_validation(store: CaseStore, ids: Sequence[str], network: Network, kitchen: Kitchen) -> float:
     """Seconds that ``validate_fold`` will take: one window is timed, and windows are counted."""
     patch = kitchen.patch_size
-    seconds = window_seconds(network, kitchen, channels=store.open(ids[0]).image.shape[0])
+    seconds = window_seconds(network, kitchen, channels=store.open(ids[0]).image.shape[0] + len(kitchen.previous))
     full_patch = (1, *patch) if len(patch) == 2 else patch
     windows = 0
     for case in ids:
@@ -51,8 +52,12 @@ def validate_fold(
     spec: DatasetSpec,
     device: str,
     stop: Callable[[], bool] = lambda: False,
+    previous: Mapping[str, Path] | None = None,
 ) -> None:
     """Predict and score the cases of a fold; segmentations that are newer than the weights are kept.
+
+    Args:
+        previous: of the second stage of a cascade, the stored segmentations of the first by case.
 
     Raises:
         DatasetError: a case's raw files are gone or changed.
@@ -60,18 +65,20 @@ def validate_fold(
     """
     fold = model.fold(name)
     cases = {case.id: case for case in spec.cases}
-    pairs = [_pair(cases[case], fold.validation) for case in ids]
+    pairs = [held_out_pair(cases[case], fold.validation) for case in ids]
     records.remove_partial(fold.validation)
     newest = fold.weights.stat().st_mtime
     todo = [pair for pair in pairs if not (pair.prediction.exists() and pair.prediction.stat().st_mtime > newest)]
-    predictor = Predictor.load(model.root, folds=(name,), device=device, step_size=STEP_SIZE)
+    predictor = Predictor.load(model.root, folds=(name,), device=device, step_size=STEP_SIZE, stages=previous is None)
     for pair in progress(todo, total=len(todo), label=f"fold {name}: validation"):
         if stop():
             raise StoppedError(f"validation of fold {name} was stopped", hint="run the same command again to go on")
         paths = [Path(path) for path in cases[pair.id].images]
         # Preparation judged the geometry, with the tolerance that the user chose.
         volume = read_channels(paths, tolerance_mm=math.inf)
-        write_label(pair.prediction, predictor.predict(volume), volume.geometry)
+        before = None if previous is None else open_label_map(previous[pair.id])[0]
+        labels = predictor.infer(predictor.prepare(volume), previous=before).labels
+        write_label(pair.prediction, labels, volume.geometry)
     report = evaluate_pairs(pairs, spec.labels, grid_tolerance_mm=math.inf)
     write_scores(fold.validation, report)
     _LOG.info("fold %s\n%s", name, score_table(report))
@@ -82,8 +89,14 @@ def validate_fold(
         )
 
 
-def _pair(case: CaseFiles, folder: Path) -> Pair:
+def held_out_pair(case: CaseFiles, folder: Path) -> Pair:
+    """A case with its segmentation in ``folder``.
+
+    Raises:
+        DatasetError: it has no label.
+    """
     if case.label is None:
         raise DatasetError(f"{case.id} has no label", hint="run autoseg_plan_and_preprocess again")
     reference = Path(case.label)
-    return Pair(id=case.id, reference=reference, prediction=folder / f"{case.id}{split_ending(reference.name)[1]}")
+    prediction = folder / f"{case.id}{split_ending(reference.name)[1]}"
+    return Pair(id=case.id, reference=reference, prediction=prediction, annotated=case.annotated)

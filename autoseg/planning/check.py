@@ -101,13 +101,12 @@ def _with_cost(plan: Plan, configuration: Configuration, cost: CostFunction) -> 
 
 
 def _cost(plan: Plan, configuration: Configuration, cost: CostFunction) -> Cost:
-    extra = len(plan.labels.foreground) if configuration.previous_stage is not None else 0
     return cost(
         configuration.architecture,
         configuration.topology,
         ndim=configuration.ndim,
         patch_size=configuration.patch_size,
         batch_size=configuration.batch_size,
-        in_channels=len(plan.channels) + extra,
+        in_channels=plan.input_channels(configuration),
         num_heads=plan.labels.num_heads,
     )

@@ -16,6 +16,7 @@ from autoseg.planning.mirroring import mirror_axes
 from autoseg.planning.normalization import choose_normalization
 from autoseg.planning.situation import CostFunction, Situation
 from autoseg.planning.spacing import axis_order, median_shape, target_spacing, transposed
+from autoseg.planning.tiny import tiny_targets
 from autoseg.schema.architecture import Traits
 from autoseg.schema.dataset import DatasetSpec
 from autoseg.schema.fingerprint import Fingerprint, Shape, Spacing
@@ -107,6 +108,7 @@ def make_plan(
         why=(
             *question.why,
             *cascade_why,
+            *tiny_targets(spec, fingerprint),
             f"of {size(question.memory_bytes)} on {device}, {size(question.situation.usable)} are for a training step "
             "and the rest for what surrounds it",
         ),

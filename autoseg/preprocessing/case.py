@@ -32,7 +32,8 @@ class PreprocessedCase:
     """A case as a network sees it, axes transposed.
 
     ``image`` is float32 (c, z, y, x); ``label`` (z, y, x) holds internal indices in the dtype that came in; ``mask``
-    bool (z, y, x) is where ``zscore_masked`` normalised, None if no channel does.
+    bool (z, y, x) is where ``zscore_masked`` normalised, None if no channel does. ``coarse`` is the same image for
+    the first stage of a cascade.
     """
 
     id: str
@@ -40,6 +41,7 @@ class PreprocessedCase:
     label: np.ndarray | None
     trace: Trace
     mask: np.ndarray | None
+    coarse: PreprocessedCase | None = None
 
 
 def preprocess_case(

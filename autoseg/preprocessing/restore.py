@@ -102,7 +102,7 @@ class Restorer:
                 self._planes[z] = _Plane(kept.logits.copy(), kept.decisions)
 
     def finish(self) -> np.ndarray:
-        """The label map (z, y, x) on the image's grid, in the integers of the dataset (uint8, uint16 or int32).
+        """The label map (z, y, x) on the image's grid, in the integers of the dataset, in the smallest type for them.
 
         Raises:
             ValueError: planes are missing.
@@ -227,6 +227,6 @@ def _probabilities(logits: np.ndarray, regions: bool) -> np.ndarray:
 def _output_values(labels: Labels) -> np.ndarray:
     """The integer of the dataset for each decision, in the smallest dtype that writers take."""
     values = (0, *(labels.regions_class_order or ())) if labels.has_regions else labels.leaves
-    largest = max(values)
-    kind = np.uint8 if largest < 256 else np.uint16 if largest < 65536 else np.int32
-    return np.array(values, dtype=kind)
+    kinds = (np.uint8, np.uint16, np.int16, np.int32)
+    fits = (kind for kind in kinds if np.iinfo(kind).min <= min(values) and max(values) <= np.iinfo(kind).max)
+    return np.array(values, dtype=next(fits, np.int64))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from autoseg.ops.crop import Box
+from autoseg.schema.fingerprint import Spacing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,3 +29,21 @@ class Trace:
     @property
     def transposed_spacing(self) -> tuple[float, ...]:
         return tuple(self.spacing[axis] for axis in self.transpose)
+
+
+def between_grids(coarse: tuple[int, ...], coarse_spacing: Spacing, fine: tuple[int, ...], spacing: Spacing) -> Trace:
+    """The way from the grid of one configuration to that of another of the same image, as if that were the image's.
+
+    Args:
+        coarse: shape (z, y, x), axes transposed, of what is to be resampled; ``fine`` is the shape that it gets.
+    """
+    return Trace(
+        shape=tuple(fine),
+        spacing=tuple(spacing),
+        transpose=(0, 1, 2),
+        box=tuple((0, length) for length in fine),
+        cropped_shape=tuple(fine),
+        resampled_shape=tuple(coarse),
+        target_spacing=tuple(coarse_spacing),
+        separate_axis=None,
+    )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 from autoseg.errors import DatasetError
@@ -23,11 +23,16 @@ class Labels:
     ``leaves`` are all integers that occur in label files, background first, without ``ignore``. Inside autoseg
     a voxel holds the *position* of its integer in ``leaves`` (0 .. K), and K + 1 where it is to be ignored; the
     integers of the files come back on export.
+
+    ``partial`` are the sets of names that were annotated in cases in which not all were, each set once. Where such a
+    case leaves several indices possible, the preprocessed voxel holds K + 2 + i for the i-th set in ``ambiguous``.
     """
 
     foreground: tuple[Label, ...]
     ignore: int | None = None
     regions_class_order: tuple[int, ...] | None = None
+    # Not in repr, of which the hashes of fingerprints and stores are made: that of a case says it all.
+    partial: tuple[tuple[str, ...], ...] = field(default=(), repr=False, metadata={"omit_default": True})
 
     def __post_init__(self) -> None:
         if self.has_regions and len(self.regions_class_order or ()) != len(self.foreground):
@@ -42,7 +47,7 @@ class Labels:
 
     @property
     def leaves(self) -> tuple[int, ...]:
-        return tuple(sorted({0, *(value for label in self.foreground for value in label.values)}))
+        return (0, *sorted({value for label in self.foreground for value in label.values} - {0}))
 
     @property
     def ignore_index(self) -> int | None:
@@ -62,14 +67,34 @@ class Labels:
         """The internal indices that a foreground label stands for."""
         return tuple(self.leaves.index(value) for value in label.values)
 
+    def candidates(self, annotated: tuple[str, ...]) -> tuple[tuple[int, ...], ...]:
+        """Per internal index, the indices that its voxels may truly have where only these labels were annotated.
+
+        They are those that the annotated labels do not tell apart: of an annotated plain label only itself, of the
+        background also every label that nobody looked for.
+        """
+        looked_for = [self.internal(label) for label in self.foreground if label.name in annotated]
+        seen = [tuple(index in members for members in looked_for) for index in range(len(self.leaves))]
+        return tuple(tuple(other for other, same in enumerate(seen) if same == own) for own in seen)
+
+    @property
+    def ambiguous(self) -> tuple[tuple[int, ...], ...]:
+        """The sets of internal indices, two or more each, between which some partial case leaves the choice."""
+        found = {indices for names in self.partial for indices in self.candidates(names) if len(indices) > 1}
+        return tuple(sorted(found))
+
 
 @dataclass(frozen=True, kw_only=True)
 class CaseFiles:
-    """One case: absolute paths of its images in channel order, and of its label (None for a case to predict)."""
+    """One case: absolute paths of its images in channel order, and of its label (None for a case to predict).
+
+    ``annotated`` are the names of the labels that somebody looked for, None for all of them.
+    """
 
     id: str
     images: tuple[str, ...]
     label: str | None = None
+    annotated: tuple[str, ...] | None = field(default=None, metadata={"omit_default": True})
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -39,6 +39,9 @@ class Workspace:
     def race(self, dataset: str) -> RaceFolder:
         return RaceFolder(self.results / dataset / "race")
 
+    def selection(self, dataset: str) -> SelectionFolder:
+        return SelectionFolder(self.results / dataset)
+
 
 def _file_name(architecture: str) -> str:
     # A colon is no character for a folder.
@@ -122,9 +125,19 @@ class ModelFolder:
         return self.root / "report.html"
 
     @property
+    def postprocessing(self) -> Path:
+        """What cross-validation found to help the segmentations of this model; only where something did."""
+        return self.root / "postprocessing.json"
+
+    @property
     def stop_file(self) -> Path:
         """A person creates this empty file to end training cleanly after the running step."""
         return self.root / "STOP"
+
+    @property
+    def previous_stage(self) -> Path:
+        """Of the second stage of a cascade: what the first one says of the training cases, on the second one's grid."""
+        return self.root / "previous_stage"
 
     def fold(self, name: int | str) -> FoldFolder:
         return FoldFolder(self.root / f"fold_{name}")
@@ -157,6 +170,30 @@ class RaceFolder:
     def model(self, number: int, configuration: str, architecture: str) -> ModelFolder:
         """The model that an architecture (NAME or NAME:PRESET) trained in round ``number``, counted from 1."""
         return ModelFolder(self.root / f"round_{number}" / _model_name(configuration, architecture))
+
+
+@dataclass(frozen=True)
+class SelectionFolder:
+    """The choice between the models of a dataset; ``root`` is its folder in the results."""
+
+    root: Path
+
+    @property
+    def file(self) -> Path:
+        return self.root / "selection.json"
+
+    def model(self, name: str) -> ModelFolder:
+        return ModelFolder(self.root / name)
+
+    def segmentations(self, models: tuple[str, ...]) -> Path:
+        """Held-out cases as several models together segment them."""
+        return self._work(models) / "validation"
+
+    def scores(self, models: tuple[str, ...], case: str) -> Path:
+        return self._work(models) / "scores" / f"{case}.json"
+
+    def _work(self, models: tuple[str, ...]) -> Path:
+        return self.root / "selection" / "+".join(models)
 
 
 @dataclass(frozen=True)

@@ -135,6 +135,11 @@ class Plan:
         """The one that is trained when nobody chooses: full resolution in 3D, or 2D for pictures."""
         return "3d_fullres" if "3d_fullres" in self.names else self.configurations[0].name
 
+    def input_channels(self, configuration: Configuration) -> int:
+        """Channels of a network's input: the image's, and one per label that the stage before it segmented."""
+        added = len(self.labels.foreground) if configuration.previous_stage is not None else 0
+        return len(self.channels) + added
+
     def configuration(self, name: str) -> Configuration:
         for configuration in self.configurations:
             if configuration.name == name:

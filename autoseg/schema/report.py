@@ -5,13 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+from autoseg.schema.postprocessing import PostStep
+
 
 @dataclass(frozen=True, kw_only=True)
 class ClassScores:
     """One label in one case; distances in mm, volumes in ml; NaN where a figure has no meaning (see ``empty``).
 
     ``empty`` is "" (both have voxels), "both", "reference" or "prediction": who has none. Overlaps of "both" are
-    NaN and stay out of means; "reference" and "prediction" score 0. Surface distances need both.
+    NaN and stay out of means; "reference" and "prediction" score 0. Surface distances need both. "unannotated" is a
+    label that nobody looked for in this reference: every figure is NaN.
     """
 
     label: str
@@ -111,7 +114,11 @@ class FoldRun:
 
 @dataclass(frozen=True, kw_only=True)
 class PredictionRun:
-    """What made the segmentations in a folder. ``weights`` are SHA-256 sums of the files, by fold."""
+    """What made the segmentations in a folder. ``weights`` are SHA-256 sums of the files, by fold.
+
+    Several models together are named one after the other, their folds with the model's name, and ``mirror_axes`` are
+    those of all of them in a row.
+    """
 
     VERSION: ClassVar[int] = 1
 
@@ -124,12 +131,13 @@ class PredictionRun:
     step_size: float
     versions: dict[str, str] = field(default_factory=dict)
     prune: int | None = None
+    postprocessing: tuple[PostStep, ...] = ()
 
     @property
     def making(self) -> tuple[object, ...]:
         """Equal for two runs that give the same segmentation of an image, up to rounding."""
         weights = tuple(sorted(self.weights.items()))
-        return self.configuration, weights, self.mirror_axes, self.step_size, self.prune
+        return self.configuration, weights, self.mirror_axes, self.step_size, self.prune, self.postprocessing
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -112,6 +112,21 @@ def parse_integers(text: str) -> tuple[int, ...]:
     return tuple(int(part) for part in parts)
 
 
+AUTO_WEIGHTS = "auto"
+
+
+def parse_class_weights(text: str) -> str:
+    """``auto`` or ``1,5,5``, checked.
+
+    Raises:
+        ValueError: anything else.
+    """
+    word = text.strip().lower()
+    if word != AUTO_WEIGHTS and not (all(map(_is_decimal, word.split(","))) and max(map(float, word.split(",")))):
+        raise ValueError(f"{text!r} are not class weights; write auto, or numbers like 1,5,5")
+    return word
+
+
 def _is_decimal(text: str) -> bool:
     return text.strip().replace(".", "", 1).isdecimal()
 
@@ -217,6 +232,23 @@ class TrainSettings(CommonSettings):
         minimum=0,
         below=1,
     )
+    loss: str | None = option(
+        None,
+        "dice_ce, dice_topk, dice_focal, tversky or small_objects; default: dice_ce, or what the model had before",
+        metavar="NAME",
+    )
+    class_weights: str | None = option(
+        None,
+        "weights of the classes in the loss: auto, or numbers such as 1,5,5, background first, or one per region",
+        metavar="WEIGHTS",
+        parse=parse_class_weights,
+    )
+    sampling: str | None = option(
+        None,
+        "how patches that show foreground are drawn; default: default, or small_objects with that loss",
+        metavar="NAME",
+        choices=("default", "class_balanced", "offset", "small_objects"),
+    )
     batch_size: int | None = option(None, "batch size instead of the planned one", metavar="N", minimum=1)
     seed: int = option(0, "seed of everything that is drawn", metavar="N", minimum=0)
     device: str = option("auto", DEVICE_HELP, metavar="DEVICE")
@@ -225,6 +257,14 @@ class TrainSettings(CommonSettings):
         None, "JSON with folds of your own, or with a group per case that stays on one side", metavar="FILE"
     )
     mirror: bool = option(True, "mirror patches at random; left/right label names switch that axis off")
+    init: str | None = option(
+        None,
+        "start from this trained model: a model folder, one of its folds, or a model of nnU-Net v2",
+        metavar="MODEL",
+    )
+    freeze: tuple[str, ...] = option(
+        (), "parts of the network that keep the weights of --init, such as encoder", metavar="PART", many=True
+    )
     workers: int | None = option(
         None, "worker processes that load patches", flags=("-w", "--workers"), metavar="N", minimum=0
     )
@@ -296,6 +336,8 @@ class PredictSettings(CommonSettings):
     step_size: float = option(0.5, "distance of windows as a fraction of the patch", metavar="FRACTION")
     continue_: bool = option(False, "skip images whose segmentation is complete", flags=("--continue",))
     save_probabilities: bool = option(False, "also write class probabilities as .npz (float16)")
+    uncertainty: bool = option(False, "also write the entropy of every voxel, and which cases are least certain")
+    postprocess: bool = option(True, "do to segmentations what autoseg_select found to help, if it was run")
     device: str = option("auto", DEVICE_HELP, metavar="DEVICE")
     memory: int | None = option(
         None, "memory that prediction may use; default: 70% of what is free", metavar="SIZE", parse=parse_bytes

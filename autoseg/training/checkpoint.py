@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -51,7 +52,8 @@ def load_checkpoint(path: Path, state: TrainState, *, signature: str, device: to
     content = _read(path, device)
     if content.get("signature") != signature:
         raise RecordError(
-            f"{path} was written by training with another plan, split, seed, batch size or learning rate",
+            f"{path} was written by training with another plan, split, seed, batch size or learning rate, "
+            "or after another first stage",
             hint="repeat the settings of that training to go on, or remove the fold's folder to start anew",
         )
     bare(state.network).load_state_dict(content["network"])
@@ -104,6 +106,16 @@ def load_weights(path: Path) -> dict[str, torch.Tensor]:
         if isinstance(error, MemoryError):
             raise
         raise RecordError(f"{path} cannot be read: {error}", hint="train this fold again, or copy it anew") from error
+
+
+def weights_hash(path: Path) -> str:
+    """SHA-256 of the numbers in a safetensors file; its header lists the same metadata in varying order."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        file.seek(8 + int.from_bytes(file.read(8), "little"))
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def bare(network: nn.Module) -> nn.Module:

@@ -7,9 +7,10 @@ nothing. Only samples that are rotated or zoomed read more than their patch.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,8 @@ from autoseg.augment import Policy, Spatial, draw_spatial, source_extent
 from autoseg.errors import DatasetError, WorkerError
 from autoseg.io.store import CaseStore, StoredCase
 from autoseg.parallel import become_worker
-from autoseg.training.sampling import Stream, is_foreground_sample, patch_start
+from autoseg.training.previous import with_previous
+from autoseg.training.sampling import Sampling, Stream, is_foreground_sample, patch_start, shifted
 
 ANY_ANNOTATED = -1
 
@@ -30,7 +32,8 @@ ANY_ANNOTATED = -1
 class Sample:
     """One patch as read: image (c, *extent) float32, label (1, *extent) int16, and how to turn and cut it.
 
-    ``extent`` is the patch size, or more where ``spatial`` rotates or zooms.
+    ``extent`` is the patch size, or more where ``spatial`` rotates or zooms. In the second stage of a cascade the
+    label has a second channel, the segmentation of the first.
     """
 
     image: np.ndarray
@@ -42,7 +45,8 @@ class Sample:
 class PatchSource:
     """Where samples come from and how large they are. ``policy`` None means no augmentation (validation).
 
-    ``first_sample`` and ``local_batch`` say which part of the batch this process reads (several GPUs).
+    ``first_sample`` and ``local_batch`` say which part of the batch this process reads (several GPUs). ``previous``
+    are the segmentations of the stage before, of a cascade, by case.
     """
 
     store: str
@@ -54,6 +58,8 @@ class PatchSource:
     policy: Policy | None
     first_sample: int = 0
     local_batch: int | None = None
+    previous: Mapping[str, Path] | None = None
+    sampling: Sampling = field(default_factory=Sampling)
 
 
 class PatchLoader(SlimDataLoaderBase):
@@ -68,6 +74,7 @@ class PatchLoader(SlimDataLoaderBase):
         self._stride = workers
         self._calls = 0
         self._store: CaseStore | None = None
+        self._holders: dict[int, list[str]] | None = None
 
     def set_thread_id(self, thread_id: int) -> None:
         """Called in each worker process as it starts."""
@@ -87,21 +94,42 @@ class PatchLoader(SlimDataLoaderBase):
             # Opened here and not in __init__: handles of the parent are of no use in a forked worker.
             self._store = CaseStore(source.store)
         rng = source.stream.generator(step, index)
-        case = self._store.open(source.ids[int(rng.integers(len(source.ids)))])
-        wanted = is_foreground_sample(step, index, source.batch_size)
-        return draw_sample(case, source, rng, foreground=wanted)
+        wanted = is_foreground_sample(step, index, source.batch_size, share=source.sampling.share)
+        ids: Sequence[str] = source.ids
+        head = None
+        if wanted and source.sampling.balanced:
+            head, ids = self._label_to_show(self._store, rng)
+        case = self._store.open(ids[int(rng.integers(len(ids)))])
+        if source.previous is not None:
+            case = with_previous(case, source.previous)
+        return draw_sample(case, source, rng, foreground=wanted, head=head)
+
+    def _label_to_show(self, store: CaseStore, rng: np.random.Generator) -> tuple[int | None, Sequence[str]]:
+        """A label that is drawn uniformly among those of the fold, and the cases that have it."""
+        if self._holders is None:
+            heads = {name: store.open(name).heads for name in self._source.ids}
+            present = sorted({head for found in heads.values() for head in found if head >= 0})
+            self._holders = {head: [name for name, found in heads.items() if head in found] for head in present}
+        if not self._holders:
+            return None, self._source.ids
+        head = list(self._holders)[int(rng.integers(len(self._holders)))]
+        return head, self._holders[head]
 
 
-def draw_sample(case: StoredCase, source: PatchSource, rng: np.random.Generator, *, foreground: bool) -> Sample:
-    """Draw position and spatial transform, and read just the voxels that these need."""
+def draw_sample(
+    case: StoredCase, source: PatchSource, rng: np.random.Generator, *, foreground: bool, head: int | None = None
+) -> Sample:
+    """Draw position and spatial transform, and read just the voxels that these need; ``head`` is what to show."""
     patch = source.patch_size
-    around = _voxel_to_show(case, source.num_labels, rng, foreground=foreground)
+    around = _voxel_to_show(case, source.num_labels, rng, foreground=foreground, head=head)
     spatial = draw_spatial(source.policy, rng) if source.policy is not None else None
     extent = source_extent(spatial, patch) if spatial is not None else patch
     flat = len(patch) == 2
     shape = tuple(case.image.shape[1:])
     full_patch = (1, *patch) if flat else patch
     full_extent = (1, *extent) if flat else extent
+    if foreground and around is not None and source.sampling.offset:
+        around = shifted(around, full_patch, source.sampling.offset, rng)
     start = patch_start(shape, full_patch, rng, around=around)
     box = []
     for first, size, read in zip(start, full_patch, full_extent, strict=True):
@@ -139,14 +167,15 @@ def _placed(part: np.ndarray, place: tuple[slice, ...], extent: tuple[int, ...],
 
 
 def _voxel_to_show(
-    case: StoredCase, num_labels: int, rng: np.random.Generator, *, foreground: bool
+    case: StoredCase, num_labels: int, rng: np.random.Generator, *, foreground: bool, head: int | None = None
 ) -> np.ndarray | None:
-    """A voxel (z, y, x) that must be in the patch: of a label chosen uniformly among those present, or None.
+    """A voxel (z, y, x) that must be in the patch: of ``head``, else of a label chosen among those present, or None.
 
     With an ignore label every other sample is centred on an annotated voxel, so that no step sees nothing to learn.
     """
     if foreground:
-        present = [index for index in range(num_labels) if len(case.locations(index))]
+        heads = range(num_labels) if head is None else (head,)
+        present = [index for index in heads if len(case.locations(index))]
         if present:
             voxels = case.locations(present[int(rng.integers(len(present)))])
             return np.asarray(voxels[int(rng.integers(len(voxels)))])

@@ -6,7 +6,7 @@ import hashlib
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -15,10 +15,10 @@ from autoseg import records
 from autoseg.augment import Policy, make_policy
 from autoseg.errors import ResourceError
 from autoseg.log import duration, get_logger
-from autoseg.losses import segmentation_loss
 from autoseg.nets import build_network
 from autoseg.nets.device import choose_device, choose_precision, tune
 from autoseg.nets.heap import reused_heap
+from autoseg.nets.label_channels import label_groups
 from autoseg.schema.architecture import Recipe
 from autoseg.schema.folders import FoldFolder
 from autoseg.schema.plan import Configuration, Plan
@@ -32,12 +32,15 @@ from autoseg.training.distributed import World, agree, joined_world, local_share
 from autoseg.training.fit import Hook, OnlineScores, TakeStep, fit
 from autoseg.training.keeping import epoch_hooks, go_on, leave, run_record, stopped
 from autoseg.training.loggers import logging_to
+from autoseg.training.objective import Objective
 from autoseg.training.online import make_validation
 from autoseg.training.optim import make_optimizer
-from autoseg.training.sampling import TRAIN, VALIDATION, Stream
+from autoseg.training.previous import PreviousStage
+from autoseg.training.sampling import SAMPLINGS, TRAIN, VALIDATION, Stream
 from autoseg.training.schedule import Schedule
 from autoseg.training.state import TrainState
 from autoseg.training.step import Kitchen, stepper
+from autoseg.training.transfer import Start, begin
 
 _LOG = get_logger(__name__)
 
@@ -62,6 +65,9 @@ class FoldTask:
     store: Path
     folder: FoldFolder
     stop_file: Path
+    start: Start | None = None
+    previous: PreviousStage | None = None
+    objective: Objective = field(default_factory=Objective)
 
     @property
     def signature(self) -> str:
@@ -75,6 +81,12 @@ class FoldTask:
             records.to_json(self.recipe),
             str(self.mirror_axes),
         ]
+        if self.start is not None:
+            parts += [self.start.origin, str(self.start.freeze)]
+        if self.previous is not None:
+            parts.append(self.previous.identity)
+        if self.objective != Objective():
+            parts.append(records.to_json(self.objective))
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
@@ -183,6 +195,7 @@ def make_kitchen(task: FoldTask, device: torch.device, world: World) -> Kitchen:
         policy=_policy(task),
         stream=Stream(seed=task.settings.seed, fold=task.name, kind=TRAIN),
         first_sample=local_share(configuration.batch_size, world)[0],
+        previous=label_groups(task.plan.labels) if task.previous is not None else (),
     )
 
 
@@ -198,10 +211,13 @@ def make_state(task: FoldTask, kitchen: Kitchen) -> TrainState:
         configuration.architecture,
         configuration.topology,
         ndim=configuration.ndim,
-        in_channels=len(task.plan.channels),
+        in_channels=task.plan.input_channels(configuration),
         num_heads=task.plan.labels.num_heads,
         patch_size=configuration.patch_size,
     )
+    if task.start is not None:
+        resumed = task.folder.checkpoint.exists()
+        begin(network, task.start, plan=task.plan, configuration=configuration, resumed=resumed)
     network = network.to(kitchen.device).to(memory_format=kitchen.memory_format)  # type: ignore[call-overload]
     network.train()
     # float16 gradients underflow without scaling; bfloat16 has float32's range.
@@ -218,7 +234,7 @@ def _compiled(task: FoldTask, state: TrainState, kitchen: Kitchen) -> torch.nn.M
     if not task.settings.compile or kitchen.device.type != "cuda":
         return state.network
     share = local_share(task.configuration.batch_size, read_world())[1]
-    shape = (share, len(task.plan.channels), *task.configuration.patch_size)
+    shape = (share, task.plan.input_channels(task.configuration), *task.configuration.patch_size)
     example = torch.zeros(shape, device=kitchen.device).contiguous(memory_format=kitchen.memory_format)
     return try_compile(state.network, example, precision=kitchen.precision)
 
@@ -260,9 +276,7 @@ def open_steps(
     task: FoldTask, kitchen: Kitchen, world: World, network: torch.nn.Module, *, first_step: int
 ) -> Iterator[TakeStep]:
     """A function that takes the fold's next step; its worker processes end with the context."""
-    loss = segmentation_loss(
-        task.plan.labels, batch_dice=task.configuration.batch_dice, weights=_output_weights(network)
-    )
+    loss = task.objective.loss_of(task.plan, task.configuration, weights=_output_weights(network))
     source, workers = patch_source(task, kitchen, world), _loaders(task.settings, kitchen.device)
     with batches(source, first_step=first_step, workers=workers) as stream:
         yield stepper(stream, loss=loss, kitchen=kitchen, clip_norm=task.recipe.clip_norm)
@@ -276,7 +290,7 @@ def fold_validation(
     return make_validation(
         replace(source, ids=task.cases.val, policy=None, stream=replace(kitchen.stream, kind=VALIDATION)),
         labels=task.plan.labels,
-        loss=segmentation_loss(task.plan.labels, batch_dice=task.configuration.batch_dice),
+        loss=task.objective.loss_of(task.plan, task.configuration),
         kitchen=kitchen,
         world=world,
         count=_validation_batches(task.settings, schedule),
@@ -295,6 +309,8 @@ def patch_source(task: FoldTask, kitchen: Kitchen, world: World) -> PatchSource:
         policy=kitchen.policy,
         first_sample=first,
         local_batch=share,
+        previous=task.previous.files if task.previous is not None else None,
+        sampling=SAMPLINGS[task.objective.sampling],
     )
 
 

@@ -14,7 +14,7 @@ from autoseg.training.data import PatchSource, batches
 from autoseg.training.distributed import World, total
 from autoseg.training.fit import OnlineScores
 from autoseg.training.state import TrainState
-from autoseg.training.step import Kitchen, Loss, make_batch, predict_batch
+from autoseg.training.step import Kitchen, Loss, network_batch, predict_batch
 
 
 def make_validation(
@@ -36,7 +36,7 @@ def make_validation(
             ahead = prefetch(stream) if kitchen.device.type == "cuda" else stream
             patches = None
             for step in range(count(state.epoch_steps)):
-                patches = image, target = make_batch(next(ahead), plain, step=step, out=patches)
+                patches = image, target = network_batch(next(ahead), plain, step=step, out=patches)
                 logits = predict_batch(state.network, image, plain)
                 losses.append(loss((logits,), target))
                 batch = torch.stack(dice_counts(logits, target, labels))

@@ -16,6 +16,32 @@ TRAIN, VALIDATION = 0, 1
 
 
 @dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How samples that show foreground are drawn.
+
+    Attributes:
+        share: of the samples, that show foreground.
+        balanced: the label is drawn first, from all of the fold, and then a case that has it; else the case comes
+            first, and then one of its labels.
+        offset: how far the voxel that is shown may lie from the middle of the patch, as a share of half the patch.
+    """
+
+    share: float = FOREGROUND_FRACTION
+    balanced: bool = False
+    offset: float = 0.0
+
+
+# Short of 1, so that little of what is shown is cut off by the border of the patch.
+_WIDE = 0.75
+SAMPLINGS = {
+    "default": Sampling(),
+    "class_balanced": Sampling(balanced=True),
+    "offset": Sampling(offset=_WIDE),
+    "small_objects": Sampling(share=0.66, balanced=True, offset=_WIDE),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
 class Stream:
     """One sequence of random samples: seed, fold, and TRAIN or VALIDATION."""
 
@@ -27,15 +53,21 @@ class Stream:
         return np.random.default_rng([self.seed, zlib.crc32(self.fold.encode()), self.kind, step, sample])
 
 
-def is_foreground_sample(step: int, sample: int, batch_size: int) -> bool:
-    """Whether this sample is centred on foreground.
+def is_foreground_sample(step: int, sample: int, batch_size: int, *, share: float = FOREGROUND_FRACTION) -> bool:
+    """Whether this sample shows foreground.
 
-    In a batch of two or more the last third (rounded as the peer rounds) is; a batch of one takes every third step,
-    where the peer would never sample foreground.
+    In a batch of two or more the last ``share`` (rounded as the peer rounds) do; a batch of one takes every third
+    step, where the peer would never sample foreground.
     """
     if batch_size == 1:
-        return int((step + 1) * FOREGROUND_FRACTION) > int(step * FOREGROUND_FRACTION)
-    return sample >= round(batch_size * (1 - FOREGROUND_FRACTION))
+        return int((step + 1) * share) > int(step * share)
+    return sample >= round(batch_size * (1 - share))
+
+
+def shifted(voxel: np.ndarray, patch: tuple[int, ...], offset: float, rng: np.random.Generator) -> np.ndarray:
+    """The middle of a patch in which ``voxel`` lies up to ``offset`` halves of the patch away from the middle."""
+    reach = [int(offset * (size - 1) / 2) for size in patch]
+    return voxel + rng.integers([-far for far in reach], [far + 1 for far in reach])
 
 
 def patch_start(

@@ -11,7 +11,9 @@ import torch
 from torch import nn
 
 from autoseg.augment import Policy, apply_intensity, apply_spatial
+from autoseg.nets.label_channels import Groups
 from autoseg.training.data import Sample
+from autoseg.training.previous import previous_as_channels
 from autoseg.training.sampling import Stream
 from autoseg.training.state import TrainState
 
@@ -21,7 +23,10 @@ Loss = Callable[[tuple[torch.Tensor, ...], torch.Tensor], torch.Tensor]
 
 @dataclass(frozen=True, kw_only=True)
 class Kitchen:
-    """How a step is computed: device, autocast type (None for float32), patch, augmentation."""
+    """How a step is computed: device, autocast type (None for float32), patch, augmentation.
+
+    ``previous`` is of the second stage of a cascade: how the segmentation of the first becomes channels.
+    """
 
     device: torch.device
     precision: torch.dtype | None
@@ -30,6 +35,7 @@ class Kitchen:
     policy: Policy | None
     stream: Stream
     first_sample: int = 0
+    previous: Groups = ()
 
     @property
     def memory_format(self) -> torch.memory_format:
@@ -56,7 +62,8 @@ def make_batch(
 def _empty_batch(samples: Sequence[Sample], kitchen: Kitchen) -> tuple[torch.Tensor, torch.Tensor]:
     shape = (len(samples), samples[0].image.shape[0], *kitchen.patch_size)
     image = torch.empty(shape, device=kitchen.device, memory_format=kitchen.memory_format)
-    return image, torch.empty((len(samples), 1, *kitchen.patch_size), dtype=torch.int16, device=kitchen.device)
+    shape = (len(samples), samples[0].label.shape[0], *kitchen.patch_size)
+    return image, torch.empty(shape, dtype=torch.int16, device=kitchen.device)
 
 
 def _augmented(
@@ -89,8 +96,25 @@ def _stacked(arrays: Sequence[torch.Tensor]) -> torch.Tensor:
 
 def _intensity_generators(kitchen: Kitchen, step: int, count: int) -> list[np.random.Generator]:
     # A third stream, so that reading (which may stop early) and intensity draws do not share numbers.
-    stream = Stream(seed=kitchen.stream.seed, fold=kitchen.stream.fold, kind=kitchen.stream.kind + 2)
+    return _generators(kitchen, 2, step, count)
+
+
+def _generators(kitchen: Kitchen, further: int, step: int, count: int) -> list[np.random.Generator]:
+    """Generators of a further stream, one per sample."""
+    stream = Stream(seed=kitchen.stream.seed, fold=kitchen.stream.fold, kind=kitchen.stream.kind + further)
     return [stream.generator(step, kitchen.first_sample + index) for index in range(count)]
+
+
+def network_batch(
+    samples: Sequence[Sample], kitchen: Kitchen, *, step: int, out: tuple[torch.Tensor, torch.Tensor] | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """As ``make_batch``; in the second stage of a cascade, the first one's segmentation is in further channels."""
+    if not kitchen.previous:
+        return make_batch(samples, kitchen, step=step, out=out)
+    image, target = make_batch(samples, kitchen, step=step)
+    generators = _generators(kitchen, 4, step, len(samples)) if kitchen.policy is not None else []
+    image, target = previous_as_channels(image, target, kitchen.previous, generators)
+    return image.contiguous(memory_format=kitchen.memory_format), target
 
 
 def stepper(
@@ -103,7 +127,7 @@ def stepper(
     def take_step(state: TrainState) -> torch.Tensor:
         nonlocal batch
         seed_step(kitchen, state.step)
-        batch = make_batch(next(stream), kitchen, step=state.step, out=batch)
+        batch = network_batch(next(stream), kitchen, step=state.step, out=batch)
         return train_step(state, *batch, loss=loss, kitchen=kitchen, clip_norm=clip_norm)
 
     return take_step

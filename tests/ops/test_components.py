@@ -80,3 +80,11 @@ def test_classes_counted_in_one_pass_are_those_counted_one_by_one(mask: np.ndarr
     assert len(found) == classes + 1
     for value in range(1, classes + 1):
         assert found[value] == (int((label == value).sum()), ndimage.label(label == value, FULL)[1])
+
+
+def test_a_read_only_label_map_is_counted_and_stays_as_it_is() -> None:
+    label = np.zeros((1, 6, 6), np.uint8)
+    label[0, 1, 1] = label[0, 4, 4] = 1
+    label.flags.writeable = False
+    assert count_class_components(label, 1) == [(0, 0), (2, 2)]
+    assert count_components(label > 0) == 2

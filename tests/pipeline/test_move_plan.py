@@ -70,9 +70,21 @@ def test_all_that_weights_depend_on_stays() -> None:
 
 def test_what_cannot_fit_is_refused_with_every_reason() -> None:
     with pytest.raises(SettingError) as caught:
-        fit_plan(small_plan(channels=2), spec(channels=1), measured((1, 40, 40)))
-    assert "it has 1 channels (channel 0), the plan is for 2" in caught.value.message
+        fit_plan(replace(small_plan(), transpose=(1, 0, 2)), spec(), measured((1, 40, 40)))
     assert "3d_fullres is for volumes, its images are pictures" in caught.value.message
+    assert "its images are pictures, and the plan reorders the axes of volumes" in caught.value.message
+
+
+def test_with_other_channels_those_of_a_known_name_keep_their_normalisation() -> None:
+    source = small_plan()
+    known = Normalization(scheme="rescale_0_1")
+    item = replace(source.configurations[0], normalization=(known,))
+    source = replace(source, channels=("T1",), configurations=(item,))
+    moved = fit_plan(source, replace(spec(), channels=("PET", "t1", "noNorm")), measured((30, 40, 50)))
+    own = (Normalization(scheme="zscore"), known, Normalization(scheme="none"))
+    assert moved.plan.configurations[0].normalization == own
+    assert moved.plan.channels == ("PET", "t1", "noNorm")
+    assert any("no channel PET, noNorm" in doubt for doubt in moved.doubts)
 
 
 def test_a_plan_of_pictures_serves_the_slices_of_volumes() -> None:

@@ -16,7 +16,8 @@ from autoseg.errors import DatasetError, ModelFolderError, PartialError, Resourc
 from autoseg.inference.predictor import Predictor
 from autoseg.io.images import read_channels, read_label, write_image
 from autoseg.io.volume import Geometry, Volume
-from autoseg.pipeline.predict import choose_model, predict
+from autoseg.pipeline.choose import choose_model
+from autoseg.pipeline.predict import predict
 from autoseg.schema.dataset import CurrentDataset
 from autoseg.schema.folders import ModelFolder, Workspace
 from autoseg.schema.report import EvaluationReport, PredictionRun

@@ -22,9 +22,9 @@ from autoseg.errors import ModelFolderError, RecordError, ResourceError, Setting
 from autoseg.inference.predictor import Predictor
 from autoseg.io.bundle import open_bundle
 from autoseg.pipeline.card import without_paths
+from autoseg.pipeline.choose import choose_model
 from autoseg.pipeline.export import export
 from autoseg.pipeline.install import Installed, install, installed_text
-from autoseg.pipeline.predict import choose_model
 from autoseg.schema.dataset import CaseFiles, DatasetSpec
 from autoseg.schema.fingerprint import CaseFingerprint, ClassCount, Fingerprint
 from autoseg.schema.folders import ModelFolder

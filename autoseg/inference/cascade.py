@@ -1,0 +1,114 @@
+"""The two stages of a cascade at prediction: which model comes first, and its segmentation on the second one's grid."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from autoseg import records
+from autoseg.errors import ModelFolderError, SettingError
+from autoseg.preprocessing.trace import between_grids
+from autoseg.schema.dataset import Labels
+from autoseg.schema.folders import ModelFolder
+from autoseg.schema.plan import Configuration, Plan
+from autoseg.schema.report import RunReport
+
+if TYPE_CHECKING:
+    from autoseg.inference.predictor import Predictor
+    from autoseg.preprocessing.case import PreprocessedCase
+
+PREVIOUS_MODEL = "previous_model"
+"""The setting in run.json with the path of the first stage's model, relative to that of the second."""
+
+
+def model_before(folder: ModelFolder, configuration: Configuration) -> ModelFolder:
+    """The model whose segmentations the one in ``folder`` refines.
+
+    Raises:
+        ModelFolderError: run.json does not name it, or it is not there.
+    """
+    named = records.load(RunReport, folder.run).settings.get(PREVIOUS_MODEL)
+    if not isinstance(named, str):
+        raise ModelFolderError(
+            f"{folder.root} refines predictions of {configuration.previous_stage}, but run.json names no model of it",
+            hint="use a model of another configuration, or train the cascade with autoseg_train",
+        )
+    before = ModelFolder(folder.root / named)
+    if not before.finished_folds():
+        raise ModelFolderError(
+            f"{folder.root} refines predictions of {configuration.previous_stage}, and that model is not in "
+            f"{before.root}",
+            hint=f"keep both models side by side: copy {before.root.name} to where {folder.root.name} lies",
+        )
+    return before
+
+
+def check_before(before: Predictor, plan: Plan, configuration: Configuration) -> None:
+    """Whether a model can be the first stage of a configuration.
+
+    Raises:
+        ModelFolderError: it is of another configuration, or its plan has other channels, labels or axes.
+    """
+    theirs = before.plan
+    problems = [
+        what
+        for what, differs in (
+            ("configuration", before.configuration.name != configuration.previous_stage),
+            ("channels", theirs.channels != plan.channels),
+            ("labels", theirs.labels != plan.labels),
+            ("axis order", theirs.transpose != plan.transpose),
+        )
+        if differs
+    ]
+    if problems:
+        raise ModelFolderError(
+            f"the model of {before.configuration.name} does not fit that of {configuration.name}: other "
+            f"{' and '.join(problems)}",
+            hint="use the two models that were trained together",
+        )
+
+
+def numbered(labels: Labels) -> Labels:
+    """The same labels with their internal indices for integers: what is restored with them needs no translation.
+
+    Raises:
+        SettingError: regions are written as integers that no label file has.
+    """
+    position = {value: index for index, value in enumerate(labels.leaves)}
+    order = labels.regions_class_order
+    unknown = sorted(set(order or ()) - set(position))
+    if unknown:
+        raise SettingError(
+            f"regions_class_order writes {', '.join(map(str, unknown))}, which no region is made of, so that a "
+            f"cascade cannot tell what it stands for",
+            hint="train 3d_fullres, or write integers that occur in the labels",
+        )
+    return replace(
+        labels,
+        foreground=tuple(replace(label, values=labels.internal(label)) for label in labels.foreground),
+        ignore=None,
+        regions_class_order=None if order is None else tuple(position[value] for value in order),
+    )
+
+
+def segment_before(before: Predictor, case: PreprocessedCase) -> np.ndarray:
+    """Internal indices (z, y, x) on the grid of ``case``, from the image on the coarse grid that comes with it.
+
+    The logits of the first stage are resampled once, from its grid to that of the second, as nnU-Net does for
+    training. (For prediction it goes by way of a label file on the image's own grid; here both are the same.)
+    """
+    coarse = case.coarse
+    if coarse is None:
+        raise ValueError("the case was not prepared for two stages")
+    return segment_onto(before, coarse, case.trace.resampled_shape, case.trace.target_spacing)
+
+
+def segment_onto(
+    before: Predictor, coarse: PreprocessedCase, shape: tuple[int, ...], spacing: tuple[float, ...]
+) -> np.ndarray:
+    """Internal indices on a grid of ``shape`` (z, y, x), axes transposed, and ``spacing`` in mm."""
+    trace = between_grids(coarse.image.shape[1:], coarse.trace.target_spacing, shape, spacing)
+    indexed = replace(before, plan=replace(before.plan, labels=numbered(before.plan.labels)))
+    return indexed.infer(replace(coarse, trace=trace)).labels

@@ -1,0 +1,203 @@
+"""``autoseg_predict --uncertainty`` and ``autoseg_calibrate``: what is written, kept, and refused."""
+
+from __future__ import annotations
+
+import csv
+import json
+import logging
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import imageio.v3 as imageio
+import numpy as np
+import pytest
+import SimpleITK as sitk  # noqa: N813
+from safetensors.torch import load_file, save_file
+
+import autoseg
+from autoseg import records
+from autoseg.errors import ModelFolderError, PartialError, SettingError
+from autoseg.inference.predictor import Predictor
+from autoseg.inference.uncertainty import DoubtfulPredictor
+from autoseg.io.images import read_channels
+from autoseg.pipeline.calibrate import calibrate
+from autoseg.pipeline.predict import predict
+from autoseg.pipeline.uncertainty import doubtful
+from autoseg.schema.calibration import CalibrateSettings, Calibration, UncertaintyReport
+from autoseg.schema.folders import ModelFolder
+from autoseg.schema.settings import PredictSettings
+from tests.synthetic import write_dataset, write_volume
+
+
+def write_images(folder: Path, *names: str) -> None:
+    for seed, name in enumerate(names):
+        data = np.random.default_rng(seed).uniform(1, 9, (18, 20, 17)).astype(np.float32)
+        write_volume(folder / f"{name}_0000.nii.gz", data, spacing=(2.0, 1.0, 1.0), origin=(5, -3, 2))
+
+
+def settings(tmp_path: Path, **changes: object) -> PredictSettings:
+    base = PredictSettings(
+        inputs=str(tmp_path / "in"), outputs=str(tmp_path / "out"), model=str(tmp_path / "model"), device="cpu"
+    )
+    return replace(base, **{"uncertainty": True, **changes})
+
+
+def test_entropies_lie_in_a_folder_of_their_own_on_the_grid_of_the_image(write_model, tmp_path: Path) -> None:
+    write_model(tmp_path / "model", folds=("0", "1"))
+    write_images(tmp_path / "in", "a", "b", "c")
+    plain = predict(settings(tmp_path, uncertainty=False, outputs=str(tmp_path / "plain"))).written
+    predict(settings(tmp_path))
+    out = tmp_path / "out"
+    for path in plain:
+        assert (out / path.name).read_bytes() == path.read_bytes()
+    predictor = DoubtfulPredictor(predictor=Predictor.load(tmp_path / "model", device="cpu"))
+    report = records.load(UncertaintyReport, out / "uncertainty.json")
+    scores = {case.id: case.doubt.score for case in report.cases}
+    assert list(scores.values()) == sorted(scores.values(), reverse=True)
+    for name in "abc":
+        source = tmp_path / "in" / f"{name}_0000.nii.gz"
+        expected = predictor.segment(read_channels([source])).doubt
+        image, entropy = sitk.ReadImage(str(source)), sitk.ReadImage(str(out / "uncertainty" / f"{name}.nii.gz"))
+        assert entropy.GetPixelID() == sitk.sitkFloat32
+        assert (entropy.GetSize(), entropy.GetOrigin()) == (image.GetSize(), image.GetOrigin())
+        np.testing.assert_allclose(entropy.GetSpacing(), image.GetSpacing(), atol=1e-6)
+        np.testing.assert_array_equal(sitk.GetArrayFromImage(entropy), expected.entropy.astype(np.float32))
+        assert scores[name] == expected.case.score
+    with (out / "uncertainty.csv").open() as stream:
+        rows = list(csv.DictReader(stream))
+    assert [row["id"] for row in rows] == list(scores)
+    assert [float(row["score"]) for row in rows] == pytest.approx(list(scores.values()), abs=1e-5)
+    assert "expected_dice near" in rows[0]
+
+
+def test_continue_does_what_is_missing_and_one_bad_image_stops_nothing(write_model, tmp_path: Path) -> None:
+    write_model(tmp_path / "model")
+    write_images(tmp_path / "in", "a", "b", "c")
+    (tmp_path / "in" / "bad_0000.nii.gz").write_bytes(b"no image")
+    with pytest.raises(PartialError, match="1 of 4"):
+        predict(settings(tmp_path))
+    out = tmp_path / "out"
+    assert [len(json.loads((out / "uncertainty.json").read_text())["cases"])] == [3]
+    (tmp_path / "in" / "bad_0000.nii.gz").unlink()
+    (out / "uncertainty" / "a.nii.gz").write_bytes(b"")
+    (out / "uncertainty" / "b.json").unlink()
+    report = predict(settings(tmp_path, continue_=True))
+    assert [path.name for path in report.written] == ["a.nii.gz", "b.nii.gz"]
+    assert [path.name for path in report.skipped] == ["c.nii.gz"]
+    assert predict(settings(tmp_path, continue_=True)).written == ()
+    # A segmentation that another run replaces takes its doubt along.
+    predict(settings(tmp_path, uncertainty=False))
+    assert not (out / "uncertainty" / "a.nii.gz").exists()
+    assert not (out / "uncertainty.json").exists()
+
+
+def test_files_that_no_prediction_wrote_stay(write_model, tmp_path: Path) -> None:
+    write_model(tmp_path / "model")
+    write_images(tmp_path / "in", "a")
+    (tmp_path / "out" / "uncertainty").mkdir(parents=True)
+    mine = [tmp_path / "out" / "uncertainty.csv", tmp_path / "out" / "uncertainty" / "a.nii.gz"]
+    for path in mine:
+        path.write_text("mine")
+    with pytest.raises(SettingError, match="that no prediction wrote"):
+        predict(settings(tmp_path))
+    assert [path.read_text() for path in mine] == ["mine", "mine"]
+
+
+def test_a_picture_has_its_entropies_as_tiff(write_model, tmp_path: Path) -> None:
+    write_model(tmp_path / "model", ndim=2, file_ending=".png")
+    (tmp_path / "in").mkdir()
+    imageio.imwrite(tmp_path / "in" / "a_0000.png", np.random.default_rng(0).integers(0, 255, (30, 40), np.uint8))
+    predict(settings(tmp_path))
+    assert imageio.imread(tmp_path / "out" / "a.png").shape == (30, 40)
+    entropy = imageio.imread(tmp_path / "out" / "uncertainty" / "a.tif")
+    assert entropy.shape == (30, 40)
+    assert entropy.dtype == np.float32
+    assert 0 <= entropy.min() <= entropy.max() <= np.log(3) + 1e-3
+
+
+def test_several_models_together_are_refused(write_model, tmp_path: Path) -> None:
+    models = [write_model(tmp_path / name) for name in ("one", "two")]
+    predictors = [Predictor.load(model.root, device="cpu") for model in models]
+    with pytest.raises(SettingError, match="several were selected") as caught:
+        doubtful(predictors, models)
+    assert f"-m {models[0].root}" in caught.value.hint
+
+
+def test_the_python_api_has_it_too(write_model, tmp_path: Path) -> None:
+    write_model(tmp_path / "model")
+    write_images(tmp_path / "in", "a")
+    autoseg.predict(settings(tmp_path))
+    assert (tmp_path / "out" / "uncertainty.json").exists()
+
+
+SHORT = {"epochs": 1, "iterations": 12, "val_iterations": 1, "workers": 0, "device": "cpu", "fold": ("0", "1")}
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> ModelFolder:
+    root = tmp_path_factory.mktemp("work")
+    write_dataset(root / "raw", cases=6, test_cases=2)
+    autoseg.plan_and_preprocess(dataset="7", workdir=str(root), workers=0, device="cpu", memory="2GB")
+    model: ModelFolder = autoseg.train(dataset="7", workdir=str(root), folds=3, validate=False, **SHORT)
+    return model
+
+
+def entropies(out: Path) -> dict[str, float]:
+    """Mean entropy of every case."""
+    files = sorted((out / "uncertainty").glob("*.nii.gz"))
+    return {path.name: float(sitk.GetArrayFromImage(sitk.ReadImage(str(path))).mean()) for path in files}
+
+
+def test_the_temperature_is_fitted_on_held_out_cases_and_used(
+    trained: ModelFolder, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    workdir = trained.root.parents[2]
+    images = workdir / "raw" / "Dataset007_Tiny" / "imagesTs"
+    run = settings(tmp_path, model=str(trained.root), inputs=str(images))
+    predict(run)
+    before = entropies(tmp_path / "out")
+    labels = {path.name: path.read_bytes() for path in (tmp_path / "out").glob("*.nii.gz")}
+    found = calibrate(CalibrateSettings(model=str(trained.root), device="cpu"))
+    assert records.load(Calibration, trained.root / "calibration.json") == found
+    assert found.cases == 4
+    assert found.nll_after < found.nll_before
+    assert found.temperature != pytest.approx(1, abs=1e-3)
+    assert set(found.weights) == {"0", "1"}
+    with caplog.at_level(logging.INFO, logger="autoseg"):
+        predict(replace(run, continue_=True))
+    assert f"temperature {found.temperature:.3f}" in caplog.text
+    after = records.load(UncertaintyReport, tmp_path / "out" / "uncertainty.json")
+    assert after.temperature == found.temperature
+    assert {path.name: path.read_bytes() for path in (tmp_path / "out").glob("*.nii.gz")} == labels
+    later, sharper = entropies(tmp_path / "out"), found.temperature < 1
+    assert all((later[name] < before[name]) == sharper for name in before)
+
+
+def test_logits_that_are_three_times_as_large_have_three_times_the_temperature(
+    trained: ModelFolder, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    copy = ModelFolder(tmp_path / "model")
+    shutil.copytree(trained.root, copy.root)
+    first = calibrate(CalibrateSettings(model=str(copy.root), fold=("0",), device="cpu"))
+    weights = load_file(copy.fold(0).weights)
+    scaled = {name: value * 3 if name.startswith("heads.") else value for name, value in weights.items()}
+    save_file(scaled, copy.fold(0).weights, {"configuration": "3d_fullres"})
+    images = trained.root.parents[2] / "raw" / "Dataset007_Tiny" / "imagesTs"
+    with caplog.at_level(logging.WARNING, logger="autoseg"):
+        predict(settings(tmp_path, inputs=str(images), fold=("0",)))
+    assert "other weights of fold 0: calibrate again" in caplog.text
+    second = calibrate(CalibrateSettings(model=str(copy.root), fold=("0",), device="cpu"))
+    assert second.temperature == pytest.approx(3 * first.temperature, rel=0.02)
+    assert second.ece_after == pytest.approx(first.ece_after, abs=0.01)
+
+
+def test_what_cannot_be_calibrated_is_one_sentence(write_model, tmp_path: Path) -> None:
+    write_model(tmp_path / "all", folds=("all",))
+    with pytest.raises(SettingError, match="trained on every case"):
+        calibrate(CalibrateSettings(model=str(tmp_path / "all")))
+    write_model(tmp_path / "model")
+    with pytest.raises(ModelFolderError, match="which cases were held out"):
+        calibrate(CalibrateSettings(model=str(tmp_path / "model")))
+    with pytest.raises(SettingError, match="no trained fold 4"):
+        calibrate(CalibrateSettings(model=str(tmp_path / "model"), fold=("4",)))
