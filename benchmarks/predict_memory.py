@@ -25,9 +25,9 @@ from autoseg.io.volume import Geometry, Volume
 from autoseg.nets import build_network
 from autoseg.schema.dataset import Label, Labels
 from autoseg.schema.folders import ModelFolder
+from autoseg.schema.parsing import parse_bytes, parse_integers
 from autoseg.schema.plan import Architecture, Configuration, Cost, Normalization, Plan, Resampling, Topology
 from autoseg.schema.report import RunReport
-from autoseg.schema.settings import parse_bytes, parse_integers
 
 NAME = "3d_fullres"
 

@@ -143,7 +143,7 @@ _COMMANDS = (
         target="autoseg.pipeline.predict:predict",
         required=("inputs", "outputs"),
         groups={
-            "files": ("inputs", "outputs", "continue_", "save_probabilities", "uncertainty"),
+            "files": ("inputs", "outputs", "continue_", "save_probabilities", "dicom_seg", "uncertainty"),
             "model": ("model", "dataset", "configuration", "arch", "fold", "postprocess"),
             "accuracy and speed": ("tta", "prune", "step_size", "device", "memory"),
         },

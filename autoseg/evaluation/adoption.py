@@ -80,7 +80,7 @@ def stages(labels: Labels, volumes: Mapping[str, float]) -> tuple[tuple[PostStep
         volumes: label -> median volume in mm^3 over the reference labels that have it; labels without are not sized.
     """
     result: list[tuple[PostStep, ...]] = []
-    everything = tuple(value for value in labels.leaves if value > 0)
+    everything = tuple(value for value in labels.leaves if value != 0)
     if len(labels.foreground) > 1:
         result.append((PostStep(rule=KEEP_LARGEST, label=FOREGROUND, values=everything),))
     for number, label in enumerate(labels.foreground):

@@ -19,7 +19,7 @@ def fit_temperature(logits: np.ndarray, truth: np.ndarray, *, regions: bool = Fa
         logits: (n, heads).
         truth: the right head of each, integers (n,); of regions, which heads are right, bool (n, heads).
     """
-    wide = logits.astype(np.float64)
+    wide = np.asarray(logits, dtype=np.float64)
 
     def loss(exponent: float) -> float:
         return negative_log_likelihood(wide, truth, temperature=float(np.exp(exponent)), regions=regions)

@@ -3,7 +3,8 @@
 Within a model folds are averaged as logits (see ``ensemble``). Models of different configurations or architectures
 see other grids and have logits of other scales, so that the sharper one would outvote the others: here probabilities
 are averaged, after each model's logits have come back to the image's grid, as in nnU-Net. Both models walk through
-the image in step, and no volume of probabilities exists, on disk or in memory.
+the image in step, and no volume of probabilities exists, on disk or in memory; except of a model whose plan orders the
+axes in another way than that of the first: its probabilities are turned whole, in float16.
 """
 
 from __future__ import annotations

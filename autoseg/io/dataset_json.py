@@ -7,7 +7,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -74,7 +74,6 @@ def read_description(folder: Path) -> Description:
     if problems or labels is None:
         raise DatasetError(f"{path} has problems:\n{joined(problems)}", hint="correct these entries")
     count = data.get("numTraining")
-    labels = replace(labels, partial=tuple(sorted(set(annotated.values()))))
     return Description(channels, labels, ending, count if isinstance(count, int) else None, cases, annotated)
 
 

@@ -79,10 +79,12 @@ def read_dataset(folder: Path | str) -> DatasetSpec:
         cases = _layout_cases(folder, description, ending)
     _refuse_unknown_annotated(folder, description, cases)
     cases = tuple(replace(case, annotated=description.annotated.get(case.id)) for case in cases)
+    # Of held-out cases nothing is learnt: what is said of them must not change the indices of those that are.
+    partial = {case.annotated for case in cases if case.annotated is not None}
     return DatasetSpec(
         name=folder.name,
         channels=description.channels,
-        labels=description.labels,
+        labels=replace(description.labels, partial=tuple(sorted(partial))),
         file_ending=ending,
         cases=cases,
     )

@@ -156,7 +156,7 @@ def _voxel_term(view: _View, kind: str) -> Tensor:
     count = view.used.sum().clamp(min=1)
     if view.weight is not None:
         weight = (view.weight * view.used).expand_as(nll)
-        nll = nll * weight * (count / weight.sum().clamp(min=torch.finfo(nll.dtype).tiny))
+        nll = nll * weight * (count / weight.sum().clamp(min=torch.finfo(nll.dtype).eps))
     if kind == "topk":
         return nll.flatten().topk(max(1, int(count * TOP_SHARE))).values.mean()
     return nll.sum() / count

@@ -37,7 +37,7 @@ def _apply(labels: np.ndarray, step: PostStep, voxel_size: float) -> np.ndarray:
     if box is None:
         return labels
     inside = mask[box]
-    kept = _RULES[step.rule](inside, step, voxel_size)
+    kept = _RULES[step.rule](inside, step, voxel_size, labels.shape[0] == 1)
     changed = kept != inside
     if step.rule == FILL_HOLES:
         # A hole may hold other labels: they were predicted, and stay.
@@ -50,27 +50,27 @@ def _apply(labels: np.ndarray, step: PostStep, voxel_size: float) -> np.ndarray:
     return result
 
 
-def _largest(mask: np.ndarray, step: PostStep, voxel_size: float) -> np.ndarray:
+def _largest(mask: np.ndarray, step: PostStep, voxel_size: float, picture: bool) -> np.ndarray:
     return largest_component(mask)
 
 
-def _small(mask: np.ndarray, step: PostStep, voxel_size: float) -> np.ndarray:
+def _small(mask: np.ndarray, step: PostStep, voxel_size: float, picture: bool) -> np.ndarray:
     # Spacings are rounded in files: 100 mm3 are 100 voxels of 0.9999999 mm3.
     return remove_small(mask, max(1, math.ceil(step.minimum_mm3 / voxel_size - 1e-3)))
 
 
-def _filled(mask: np.ndarray, step: PostStep, voxel_size: float) -> np.ndarray:
-    inner = [length for axis, length in enumerate(mask.shape) if axis or length > 1]
-    if min(inner) < 3:
+def _filled(mask: np.ndarray, step: PostStep, voxel_size: float, picture: bool) -> np.ndarray:
+    """Around its box a mask has nothing, or the volume ends: what is open in the box is open in the volume."""
+    if min(mask.shape[1:] if picture else mask.shape) < 3:
         # Every voxel lies at the border.
         return mask
-    if mask.shape[0] > 1:
+    if not picture:
         return fill_holes(mask)
     # A single plane is all border; between two full planes only its own rim is.
     return fill_holes(np.pad(mask, ((1, 1), (0, 0), (0, 0)), constant_values=True))[1:-1]
 
 
-_RULES: dict[str, Callable[[np.ndarray, PostStep, float], np.ndarray]] = {
+_RULES: dict[str, Callable[[np.ndarray, PostStep, float, bool], np.ndarray]] = {
     KEEP_LARGEST: _largest,
     REMOVE_SMALL: _small,
     FILL_HOLES: _filled,

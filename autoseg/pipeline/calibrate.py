@@ -9,7 +9,7 @@ import numpy as np
 from scipy.ndimage import binary_dilation
 
 from autoseg import records
-from autoseg.errors import DatasetError, ModelFolderError, RecordError, SettingError, joined
+from autoseg.errors import DatasetError, SettingError, joined
 from autoseg.evaluation.calibration import (
     confidences,
     expected_calibration_error,
@@ -18,27 +18,27 @@ from autoseg.evaluation.calibration import (
 )
 from autoseg.inference.predictor import Predictor
 from autoseg.inference.uncertainty import logit_planes
-from autoseg.io.bundle import file_sha256
 from autoseg.io.verify import fault_table, load_case
 from autoseg.log import get_logger, progress
 from autoseg.ops.crop import crop
 from autoseg.pipeline.choose import choose_model
-from autoseg.pipeline.held_out import held_out_predictor
+from autoseg.pipeline.held_out import held_out_cases, held_out_predictor
+from autoseg.pipeline.weights import changed_folds, digests
 from autoseg.preprocessing.partial import mark_ambiguous
 from autoseg.schema.calibration import CalibrateSettings, Calibration
 from autoseg.schema.dataset import CaseFiles, DatasetSpec, Labels
 from autoseg.schema.folders import ModelFolder
 from autoseg.schema.settings import PredictSettings
-from autoseg.schema.splits import Splits
 
 _LOG = get_logger(__name__)
 
 FILE = "calibration.json"
 # Voxels of easy background say little and would hide what matters: those near the foreground count.
 _NEAR = 3
-# Neighbours are alike: more voxels of a case would tell little more. All logits together stay below 400 MB.
+# Neighbours are alike: more voxels of a case would tell little more.
 _VOXELS_PER_CASE = 20_000
-_VALUES = 50_000_000
+# Logits of all cases together, 100 MB in float64; fitting has about five such arrays at once.
+_VALUES = 12_500_000
 
 
 def calibrate(settings: CalibrateSettings) -> Calibration:
@@ -59,14 +59,15 @@ def calibrate(settings: CalibrateSettings) -> Calibration:
         )
     )
     folds = _folds(model, settings.fold)
-    held_out = _held_out(model, folds)
-    labels = records.load(DatasetSpec, model.dataset).labels
+    spec = records.load(DatasetSpec, model.dataset)
+    held_out = _held_out(model, folds, spec)
+    labels = spec.labels
     most = max(1, min(_VOXELS_PER_CASE, _VALUES // (labels.num_heads * sum(map(len, held_out.values())))))
     logits, truth, cases = [], [], 0
     for fold in folds:
         predictor = held_out_predictor(model, fold, device=settings.device, tta=settings.tta)
         for case in progress(held_out[fold], total=len(held_out[fold]), label=f"fold {fold}: calibration"):
-            values, right = _sample(predictor, case, records.load(DatasetSpec, model.dataset), most=most)
+            values, right = _sample(predictor, case, spec, most=most)
             cases += len(right) > 0
             logits.append(values)
             truth.append(right)
@@ -103,17 +104,9 @@ def _folds(model: ModelFolder, asked: tuple[str, ...]) -> tuple[str, ...]:
     return folds
 
 
-def _held_out(model: ModelFolder, folds: tuple[str, ...]) -> dict[str, tuple[CaseFiles, ...]]:
-    try:
-        splits = records.load(Splits, model.splits)
-    except RecordError as error:
-        raise ModelFolderError(
-            f"{model.root} does not say which cases were held out: {error.message}",
-            hint="calibrate a model that was trained here",
-        ) from error
-    spec = records.load(DatasetSpec, model.dataset)
+def _held_out(model: ModelFolder, folds: tuple[str, ...], spec: DatasetSpec) -> dict[str, tuple[CaseFiles, ...]]:
     known = {case.id: case for case in spec.cases if case.label is not None}
-    wanted = {fold: splits.folds[int(fold)].val for fold in folds}
+    wanted = {fold: held_out_cases(model, fold) for fold in folds}
     gone = [case for ids in wanted.values() for case in ids if case not in known]
     if gone:
         raise DatasetError(
@@ -169,7 +162,7 @@ def _fitted(
     if not len(logits):
         raise DatasetError("the held-out cases hold no foreground, found or true", hint="train longer, or more folds")
     regions = labels.has_regions
-    wide = logits.astype(np.float64)
+    wide = np.asarray(logits, dtype=np.float64)
     temperature = fit_temperature(wide, truth, regions=regions)
     nll = [negative_log_likelihood(wide, truth, temperature=value, regions=regions) for value in (1.0, temperature)]
     ece = [
@@ -188,11 +181,6 @@ def _fitted(
     )
 
 
-def digests(model: ModelFolder, folds: tuple[str, ...]) -> dict[str, str]:
-    """SHA-256 sums of the weights of folds."""
-    return {name: file_sha256(model.fold(name).weights) for name in folds}
-
-
 def read_temperature(model: ModelFolder, weights: Mapping[str, str]) -> float:
     """The temperature of a model, 1 where none was fitted or where weights changed since (and say so).
 
@@ -204,7 +192,7 @@ def read_temperature(model: ModelFolder, weights: Mapping[str, str]) -> float:
         _LOG.info("uncertainty: not calibrated, temperature 1; autoseg_calibrate -m %s fits it", model.root)
         return 1.0
     known = records.load(Calibration, path)
-    changed = [name for name, digest in weights.items() if known.weights.get(name, digest) != digest]
+    changed = changed_folds(known.weights, weights)
     if changed:
         _LOG.warning("%s is of other weights of fold %s: calibrate again", path, ", ".join(changed))
         return 1.0
@@ -212,4 +200,4 @@ def read_temperature(model: ModelFolder, weights: Mapping[str, str]) -> float:
     return known.temperature
 
 
-__all__ = ["FILE", "calibrate", "digests", "read_temperature"]
+__all__ = ["FILE", "calibrate", "read_temperature"]

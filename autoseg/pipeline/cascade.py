@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -16,10 +17,9 @@ from autoseg.inference.predictor import Predictor
 from autoseg.io.label_maps import LabelMaps
 from autoseg.io.store import CaseStore
 from autoseg.log import get_logger, progress
-from autoseg.pipeline.train import ALL, Training, refuse_other_plan, set_up, train
+from autoseg.pipeline.train import ALL, Training, fold_task, refuse_other_plan, set_up, train
 from autoseg.preprocessing.case import PreprocessedCase
 from autoseg.preprocessing.trace import between_grids
-from autoseg.schema.folders import ModelFolder
 from autoseg.schema.plan import Configuration
 from autoseg.schema.report import FoldRun
 from autoseg.schema.splits import Fold, Splits
@@ -37,10 +37,11 @@ def train_first_stage(training: Training) -> Training:
     """Train what is missing of the first stage, segment the cases of the second with it, and return the second.
 
     A case is segmented by a fold that did not train on it, a validation case of a fold by the same fold. A time
-    budget is shared by the folds of both stages.
+    budget is shared by the folds of both stages; what preprocessing and segmenting take is the second stage's.
 
     Raises:
-        SettingError: the first stage was trained with another plan or other folds, or saw every case.
+        SettingError: the first stage was trained with another plan or other folds, or saw every case; or folds of the
+            second were begun after another first stage.
         StoppedError: the user asked to stop; the same command goes on.
     """
     # Both would otherwise show after hours.
@@ -57,26 +58,32 @@ def train_first_stage(training: Training) -> Training:
     lower = set_up(replace(settings, time_budget=share))
     _refuse_strangers(training, lower)
     todo = _unfinished(lower, needed)
+    seconds = 0.0
     if todo:
         _LOG.info(
-            "%s refines %s, whose folds %s come first: they are not finished",
+            "%s refines %s, whose folds %s come first: they are not finished yet",
             training.configuration.name,
             lower.configuration.name,
             ", ".join(todo),
         )
         if read_world().size > 1:
             raise SettingError(
-                f"fold {', '.join(todo)} of {lower.configuration.name} is not trained yet",
+                f"fold {', '.join(todo)} of {lower.configuration.name} is not finished yet",
                 hint=f"with torchrun, train the stages one after the other: first -c {lower.configuration.name}",
             )
+        started = time.monotonic()
         train(replace(lower.settings, fold=todo))
-    since = time.monotonic()
-    folds = {name: _previous_stage(training, lower.model, cases) for name, cases in teachers.items()}
-    _segment_cases(training, lower, teachers)
+        # What goes beyond the share is the second stage's loss, or the command would take too long.
+        seconds = min(time.monotonic() - started, math.inf if share is None else share)
+    digests = {fold: weights_hash(lower.model.fold(fold).weights) for fold in needed}
+    folds = {name: _previous_stage(training, cases, digests) for name, cases in teachers.items()}
     spent = share is not None and any(run.budget == share for run in _runs(lower, needed).values())
     left = budget - share if budget is not None and share is not None and spent else budget
-    earlier = EarlierStage(model=lower.model, folds=folds, since=since)
-    return replace(training, earlier=earlier, settings=replace(training.settings, time_budget=left))
+    earlier = EarlierStage(model=lower.model, folds=folds, seconds=seconds)
+    second = replace(training, earlier=earlier, settings=replace(training.settings, time_budget=left))
+    _refuse_older(second)
+    _segment_cases(training, lower, teachers, digests)
+    return second
 
 
 def _teachers(training: Training, name: str) -> dict[str, str]:
@@ -122,23 +129,41 @@ def _refuse_strangers(training: Training, lower: Training) -> None:
             )
 
 
-def _runs(lower: Training, folds: Sequence[str]) -> dict[str, FoldRun]:
-    paths = {name: lower.model.fold(name).run for name in folds}
+def _refuse_older(second: Training) -> None:
+    """Folds that cannot be gone on with; segmenting every case first would take long, to end in the same refusal."""
+    runs = _runs(second, second.folds)
+    begun = [name for name in runs if second.model.fold(name).checkpoint.exists()]
+    older = [name for name in begun if runs[name].signature != fold_task(second, name).signature]
+    if older:
+        raise SettingError(
+            f"fold {', '.join(older)} in {second.model.root} was trained after another first stage, or with another "
+            "split, seed, batch size, learning rate or loss",
+            hint="repeat the settings of that training, or rename or remove that folder to train it anew",
+        )
+
+
+def _runs(stage: Training, folds: Sequence[str]) -> dict[str, FoldRun]:
+    paths = {name: stage.model.fold(name).run for name in folds}
     return {name: records.load(FoldRun, path) for name, path in paths.items() if path.exists()}
 
 
 def _unfinished(lower: Training, needed: Sequence[str]) -> tuple[str, ...]:
-    """The folds to train: without final weights, or trained by this very command and not validated yet."""
+    """The folds to train: without final weights, or with those of this very command and not validated yet.
+
+    Killed between weights and record, a fold still counts as training.
+    """
     settings, runs = lower.settings, _runs(lower, needed)
 
     def is_ours(run: FoldRun) -> bool:
+        if run.signature != fold_task(lower, run.fold).signature:
+            return False
         if settings.time_budget is not None:
             return run.budget == settings.time_budget
         return run.target_epochs == settings.epochs
 
     todo = [name for name in needed if not lower.model.fold(name).weights.exists()]
     if settings.validate:
-        todo += [name for name, run in runs.items() if run.status == "trained" and is_ours(run)]
+        todo += [name for name, run in runs.items() if run.status != "validated" and is_ours(run)]
     if todo and settings.time_budget is not None:
         # Folds that shared the time before count, or the others would get more of it.
         todo += [name for name, run in runs.items() if is_ours(run)]
@@ -149,8 +174,8 @@ def _maps(training: Training, fold: str) -> LabelMaps:
     return LabelMaps(training.model.previous_stage / f"fold_{fold}")
 
 
-def _previous_stage(training: Training, before: ModelFolder, teachers: Mapping[str, str]) -> PreviousStage:
-    digests = {fold: weights_hash(before.fold(fold).weights) for fold in set(teachers.values())}
+def _previous_stage(training: Training, teachers: Mapping[str, str], digests: Mapping[str, str]) -> PreviousStage:
+    """``digests`` are hashes of the weights of the first stage, by fold."""
     made_by = "\n".join(f"{case} {digests[fold]}" for case, fold in sorted(teachers.items()))
     return PreviousStage(
         files={case: _maps(training, fold).path(case) for case, fold in teachers.items()},
@@ -158,7 +183,9 @@ def _previous_stage(training: Training, before: ModelFolder, teachers: Mapping[s
     )
 
 
-def _segment_cases(training: Training, lower: Training, teachers: Mapping[str, Mapping[str, str]]) -> None:
+def _segment_cases(
+    training: Training, lower: Training, teachers: Mapping[str, Mapping[str, str]], digests: Mapping[str, str]
+) -> None:
     """Store what each fold of the first stage says of the cases that it is to segment; what is there is kept.
 
     Of several processes the first does it and the others wait.
@@ -167,24 +194,27 @@ def _segment_cases(training: Training, lower: Training, teachers: Mapping[str, M
     for cases in teachers.values():
         for case, fold in cases.items():
             wanted.setdefault(fold, set()).add(case)
-    hashes = {}
-    for fold in sorted(wanted, key=int):
-        weights = weights_hash(lower.model.fold(fold).weights)
-        hashes[fold] = f"{weights} {lower.store.content_hash()} {training.store.content_hash()}"
+
+    def made_by(fold: str) -> str:
+        # Read each time: the first process may still be preprocessing while others wait.
+        return f"{digests[fold]} {lower.store.content_hash()} {training.store.content_hash()}"
+
+    def absent() -> dict[str, tuple[str, ...]]:
+        found = {fold: _maps(training, fold).missing(wanted[fold], made_by(fold)) for fold in sorted(wanted, key=int)}
+        return {fold: cases for fold, cases in found.items() if cases}
+
     if not read_world().is_first:
-        while any(_maps(training, fold).missing(wanted[fold], made) for fold, made in hashes.items()):
+        while absent():
             time.sleep(_SECONDS_BETWEEN_LOOKS)
         return
-    for fold, made in hashes.items():
-        _maps(training, fold).begin(made)
-    absent = {fold: _maps(training, fold).missing(wanted[fold], made) for fold, made in hashes.items()}
-    todo = {fold: cases for fold, cases in absent.items() if cases}
+    todo = absent()
     if not todo:
         _LOG.info("segmentations of %s: all are there", lower.configuration.name)
         return
     training.model.stop_file.unlink(missing_ok=True)
     with stop_requests(training.model.stop_file) as stop:
         for fold, missing in todo.items():
+            _maps(training, fold).begin(made_by(fold))
             _segment_fold(training, lower, fold, missing, stop=stop)
 
 

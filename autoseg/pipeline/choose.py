@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from autoseg.interop.nnunet_model import as_model_folder
 from autoseg.io.discover import resolve_workspace
 from autoseg.log import get_logger
 from autoseg.pipeline.context import choose_dataset
+from autoseg.pipeline.weights import changed_folds, digests
 from autoseg.schema.folders import ModelFolder, SelectionFolder
 from autoseg.schema.plan import Plan
 from autoseg.schema.postprocessing import PostProcessing, PostStep
@@ -20,6 +22,8 @@ from autoseg.schema.selection import Selection
 from autoseg.schema.settings import PredictSettings
 
 _LOG = get_logger(__name__)
+
+_WORDS = {"configuration": "configuration", "arch": "architecture"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,21 +43,20 @@ def choose(settings: PredictSettings) -> Choice:
     """What ``autoseg_select`` chose for the dataset, unless a model, configuration or architecture is named.
 
     A model that is named, or found to be the best where nothing was selected, brings its own post-processing. Says
-    what it is.
+    what it is. Post-processing that was chosen for other weights is left out, with a warning.
 
     Raises:
-        ModelFolderError, RecordError: as ``choose_model``, and a file that cannot be read.
+        ModelFolderError, RecordError, SettingError: as ``choose_model``, and a file that cannot be read.
     """
     choice = None
     if settings.model is not None:
         model = choose_model(settings)
     else:
         results = _results(settings)
-        choice = None if settings.configuration or settings.arch else _selected(results)
+        choice = None if settings.configuration or settings.arch else _selected(results, settings.fold)
         model = _best(settings, results.root) if choice is None else choice.first
     if choice is None:
-        steps = records.load(PostProcessing, model.postprocessing).steps if model.postprocessing.exists() else ()
-        choice = Choice(models=(model,), steps=steps)
+        choice = Choice(models=(model,), steps=_own_steps(model, settings.fold))
     if not settings.postprocess:
         return Choice(models=choice.models)
     for step in choice.steps:
@@ -66,7 +69,39 @@ def _results(settings: PredictSettings) -> SelectionFolder:
     return workspace.selection(choose_dataset(settings.dataset, workspace))
 
 
-def _selected(folder: SelectionFolder) -> Choice | None:
+def _own_steps(model: ModelFolder, folds: tuple[str, ...]) -> tuple[PostStep, ...]:
+    if not model.postprocessing.exists():
+        return ()
+    known = records.load(PostProcessing, model.postprocessing)
+    return known.steps if not _trained_again(model, known.weights, folds) else ()
+
+
+def _trained_again(model: ModelFolder, known: Mapping[str, str], folds: tuple[str, ...]) -> bool:
+    """Whether weights that are used are not those that ``autoseg_select`` compared; says so.
+
+    Args:
+        known: SHA-256 sums by fold; empty where they were not kept.
+        folds: those that are used, all if empty.
+    """
+    used = tuple(name for name in model.finished_folds() if not folds or name in folds)
+    if not known or not used:
+        return False
+    today = digests(model, used)
+    changed = changed_folds(known, today)
+    new = [name for name in today if name not in known]
+    if changed:
+        _LOG.warning(
+            "%s was trained again since autoseg_select (fold %s): post-processing that was chosen for the old weights "
+            "is left out; run autoseg_select again",
+            model.root.name,
+            ", ".join(changed),
+        )
+    elif new:
+        _LOG.warning("%s has new folds since autoseg_select: %s; run it again", model.root.name, ", ".join(new))
+    return bool(changed)
+
+
+def _selected(folder: SelectionFolder, folds: tuple[str, ...]) -> Choice | None:
     """The selection of the dataset, None where there is none that can be followed."""
     if not folder.file.exists():
         return None
@@ -81,7 +116,8 @@ def _selected(folder: SelectionFolder) -> Choice | None:
     if fresh:
         _LOG.warning("not compared yet, autoseg_select does that: %s", ", ".join(fresh))
     _LOG.info("model: %s (selection.json: %s)", " + ".join(selection.models), selection.verdict)
-    return Choice(models=models, steps=selection.postprocessing)
+    again = [_trained_again(model, selection.weights.get(model.root.name, {}), folds) for model in models]
+    return Choice(models=models, steps=() if any(again) else selection.postprocessing)
 
 
 def choose_model(settings: PredictSettings) -> ModelFolder:
@@ -90,11 +126,12 @@ def choose_model(settings: PredictSettings) -> ModelFolder:
 
     Raises:
         ModelFolderError: there is no trained model, or none of the configuration.
+        SettingError: the model that is named is of another configuration or architecture.
     """
     if settings.model is not None:
         cache = resolve_workspace(settings.workdir).root / "cache" / "nnunet"
         folder = as_model_folder(settings.model, cache, configuration=settings.configuration)
-        return _named_model(folder, settings.configuration)
+        return _named_model(folder, settings)
     results = _results(settings)
     if settings.configuration is None and settings.arch is None and results.file.exists():
         for candidate in records.load(Selection, results.file).candidates:
@@ -126,17 +163,21 @@ def _best(settings: PredictSettings, root: Path) -> ModelFolder:
     return best
 
 
-def _named_model(root: Path, configuration: str | None) -> ModelFolder:
+def _named_model(root: Path, settings: PredictSettings) -> ModelFolder:
     folder = ModelFolder(root)
     if not folder.finished_folds():
         raise ModelFolderError(
             f"{root} is not a folder of a trained model", hint="give the folder that holds plan.json and fold_0"
         )
-    if configuration is not None and configuration != configuration_of(folder):
-        raise SettingError(
-            f"{root} is a model of configuration {configuration_of(folder)}, not {configuration}",
-            hint="leave out --configuration, or give another --model",
-        )
+    for flag, asked, found in (
+        ("configuration", settings.configuration, configuration_of),
+        ("arch", settings.arch, architecture_of),
+    ):
+        if asked is not None and asked != found(folder):
+            raise SettingError(
+                f"{root} is a model of {_WORDS[flag]} {found(folder)}, not {asked}",
+                hint=f"leave out --{flag}, or give another --model",
+            )
     return folder
 
 

@@ -15,7 +15,7 @@ from autoseg.io.probabilities import probabilities_shape, probability_heads
 from autoseg.io.volume import Volume
 from autoseg.log import get_logger, progress
 from autoseg.pipeline.evaluate import GRID_TOLERANCE_MM, label_files, read_labels
-from autoseg.pipeline.outputs import input_folder, output_folder
+from autoseg.pipeline.outputs import input_folder, output_folder, remove_earlier
 from autoseg.schema.afterwards import EnsembleSettings
 from autoseg.schema.dataset import Labels
 from autoseg.schema.selection import EnsembleRun
@@ -68,6 +68,7 @@ def ensemble(settings: EnsembleSettings) -> EnsembleReport:
     _LOG.info("%d folders, %d cases: %s", len(folders), len(common), _WORDS[method])
     names = {case: found[0][case].name for case in common}
     outputs = output_folder(settings.outputs, RUN_FILE, ["dataset.json", *names.values()], inputs=folders)
+    remove_earlier(outputs, ["dataset.json", *names.values()])
     records.save(outputs / RUN_FILE, EnsembleRun(inputs=tuple(map(str, folders)), method=method))
     _copy_labels(folders, outputs)
     written = []

@@ -34,6 +34,8 @@ GRID_TOLERANCE_MM = 0.1
 # Starting worker processes takes about this long, most of it to import.
 _SECONDS_TO_START_WORKERS = 3.0
 
+# A raw dataset.json has other words for the last two; some have a version of their own.
+_KEYS_OF_OURS = {"version", "channels", "cases"}
 
 Annotated = Mapping[str, tuple[str, ...]]
 
@@ -264,8 +266,8 @@ def read_labels(path: Path) -> tuple[Labels, Annotated]:
     if path.name != "dataset.json":
         raise SettingError(f"--labels: {path} is not called dataset.json", hint="give the dataset.json of a dataset")
     try:
-        written_by_us = "version" in json.loads(path.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError):
+        written_by_us = json.loads(path.read_text(encoding="utf-8-sig")).keys() >= _KEYS_OF_OURS
+    except (OSError, ValueError, AttributeError):
         # Whatever is wrong with the file, the reader of raw datasets says it.
         written_by_us = False
     if not written_by_us:
@@ -280,7 +282,7 @@ def _plain_labels(pairs: Sequence[Pair], workers: int | None) -> Labels:
     for outcome in map_cases(_pair_values, pairs, workers=workers):
         # A file that cannot be read is reported when it is scored.
         values |= outcome.value or set()
-    foreground = tuple(Label(name=str(value), values=(value,)) for value in sorted(values) if value > 0)
+    foreground = tuple(Label(name=str(value), values=(value,)) for value in sorted(values) if value != 0)
     if not foreground:
         raise SettingError("no file holds a label: all voxels are 0", hint="check --references and --predictions")
     return Labels(foreground=foreground)

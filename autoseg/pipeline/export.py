@@ -143,7 +143,7 @@ def _members(
         READABLE_CARD: card_text(card).encode(),
         LICENCE: licence_text.encode(),
     }
-    for name in ("selection.json", "postprocessing.json", "calibration.json"):
+    for name in ("postprocessing.json", "calibration.json"):
         path = model.root / name
         if path.exists():
             members[name] = path.read_bytes()

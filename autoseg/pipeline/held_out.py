@@ -6,11 +6,48 @@ from dataclasses import replace
 from typing import Any
 
 from autoseg import records
-from autoseg.errors import ModelFolderError
-from autoseg.inference.cascade import model_before
+from autoseg.errors import ModelFolderError, RecordError
 from autoseg.inference.predictor import Predictor
+from autoseg.pipeline.weights import stage_before
 from autoseg.schema.folders import ModelFolder
 from autoseg.schema.splits import Splits
+
+
+def held_out_cases(model: ModelFolder, fold: str) -> tuple[str, ...]:
+    """The cases that a fold ("0", "1", ...) held out.
+
+    Raises:
+        ModelFolderError: the model does not say.
+    """
+    hint = "use a model that was trained here, or train this fold again"
+    try:
+        folds = records.load(Splits, model.splits).folds
+    except RecordError as error:
+        raise ModelFolderError(
+            f"{model.root} does not say which cases were held out: {error.message}", hint=hint
+        ) from error
+    if int(fold) >= len(folds):
+        raise ModelFolderError(
+            f"{model.root} does not say which cases were held out by fold {fold}: {model.splits.name} has "
+            f"{len(folds)} folds",
+            hint=hint,
+        )
+    return folds[int(fold)].val
+
+
+def first_stage(model: ModelFolder, fold: str) -> ModelFolder | None:
+    """Of a cascade, the model before, whose fold of the same name held out the same cases.
+
+    Raises:
+        ModelFolderError: it is not there, or held out other cases.
+    """
+    before = stage_before(model)
+    if before is not None and set(held_out_cases(model, fold)) != set(held_out_cases(before, fold)):
+        raise ModelFolderError(
+            f"fold {fold} of {before.root} holds out other cases than that of {model.root}",
+            hint="train both stages with the same splits, or leave the cascade out",
+        )
+    return before
 
 
 def held_out_predictor(model: ModelFolder, fold: str, **how: Any) -> Predictor:
@@ -20,13 +57,5 @@ def held_out_predictor(model: ModelFolder, fold: str, **how: Any) -> Predictor:
         ModelFolderError: as ``Predictor.load``, or the stages of a cascade held out other cases.
     """
     predictor = Predictor.load(model.root, folds=(fold,), stages=False, **how)
-    if predictor.configuration.previous_stage is None:
-        return predictor
-    before = model_before(model, predictor.configuration)
-    cases, theirs = (set(records.load(Splits, one.splits).folds[int(fold)].val) for one in (model, before))
-    if cases != theirs:
-        raise ModelFolderError(
-            f"fold {fold} of {before.root} holds out other cases than that of {model.root}",
-            hint="train both stages with the same splits, or leave the cascade out",
-        )
-    return replace(predictor, first=Predictor.load(before.root, folds=(fold,), **how))
+    before = first_stage(model, fold)
+    return predictor if before is None else replace(predictor, first=Predictor.load(before.root, folds=(fold,), **how))

@@ -14,7 +14,7 @@ from autoseg.inference.ensemble import weights_configuration
 from autoseg.interop.nnunet_model import as_model_folder, convert
 from autoseg.io.discover import resolve_workspace
 from autoseg.log import get_logger
-from autoseg.schema.folders import ModelFolder
+from autoseg.schema.folders import FoldFolder, ModelFolder
 from autoseg.schema.plan import Configuration, Plan
 from autoseg.schema.report import EvaluationReport, RunReport
 from autoseg.schema.settings import TrainSettings
@@ -44,11 +44,15 @@ def choose_start(
 
     Raises:
         ModelFolderError: there is no trained model.
-        SettingError: it does not fit the plan, or ``--freeze`` without ``--init``, or of a name that is not there.
+        SettingError: it does not fit the plan, or ``--freeze`` without ``--init``, or of a name that is not there; or
+            folds to train would begin otherwise than those that ``model`` has.
     """
+    begins = any(not model.fold(name).weights.exists() for name in folds)
     if settings.init is None:
         if settings.freeze:
             raise SettingError("--freeze keeps trained weights, and there are none", hint="name a model with --init")
+        if begins:
+            refuse_other_start(settings, model)
         return None
     path = Path(settings.init).expanduser().absolute()
     read = partial(read_source, path, workdir=settings.workdir)
@@ -59,9 +63,39 @@ def choose_start(
         transfer = compare(source, plan=plan, configuration=configuration)
         _announce(source, transfer, plan)
         record = {"source": source.place, "share": transfer.share, **describe(transfer)}
+    if begins:
+        refuse_other_start(settings, model)
     if frozen:
         _LOG.info("frozen: %s, %s parameters", " ".join(settings.freeze), f"{frozen:,}")
     return Start(origin=str(path), freeze=settings.freeze, read=read, record=record)
+
+
+def refuse_other_start(settings: TrainSettings, model: ModelFolder) -> None:
+    """Folds of one model begin alike.
+
+    Raises:
+        SettingError: folds were begun with another ``--init`` or ``--freeze``.
+    """
+    begun = (fold for fold in map(FoldFolder, model.root.glob("fold_*")) if _is_begun(fold))
+    if not model.run.exists() or next(begun, None) is None:
+        return
+    known = records.load(RunReport, model.run).settings
+    before = (known.get("init"), tuple(known.get("freeze") or ()))
+    if (_place(before[0]), before[1]) != (_place(settings.init), settings.freeze):
+        words = [f"--init {before[0]}" if before[0] else "fresh weights"]
+        words += [f"--freeze {' '.join(before[1])}"] if before[1] else []
+        raise SettingError(
+            f"the folds in {model.root} began with {' and '.join(words)}, and folds of one model begin alike",
+            hint="repeat that start, or rename or remove that folder to train it anew",
+        )
+
+
+def _is_begun(fold: FoldFolder) -> bool:
+    return fold.checkpoint.exists() or fold.weights.exists()
+
+
+def _place(init: str | None) -> Path | None:
+    return None if init is None else Path(init).expanduser().absolute()
 
 
 def _announce(source: Source, transfer: Transfer, plan: Plan) -> None:
@@ -76,7 +110,7 @@ def _announce(source: Source, transfer: Transfer, plan: Plan) -> None:
 
 
 def initial_record(start: Start | None, model: ModelFolder) -> dict[str, Any]:
-    """What ``run.json`` says about the start: the source, and what became of every tensor.
+    """What ``run.json`` says about the start: the source, from the root, and what became of every tensor.
 
     Where all folds go on, what is written there stays, because the source may be gone or changed by now.
     """
@@ -85,7 +119,8 @@ def initial_record(start: Start | None, model: ModelFolder) -> dict[str, Any]:
     record = start.record
     if record is None and model.run.exists():
         record = records.load(RunReport, model.run).settings.get(INITIALIZED)
-    return {} if record is None else {INITIALIZED: record}
+    facts = {"init": start.origin}
+    return facts if record is None else {**facts, INITIALIZED: record}
 
 
 def read_source(path: Path, *, workdir: str | None) -> Source:
@@ -160,4 +195,4 @@ def refuse_start(settings: TrainSettings) -> None:
         )
 
 
-__all__ = ["INITIALIZED", "choose_start", "initial_record", "read_source", "refuse_start"]
+__all__ = ["INITIALIZED", "choose_start", "initial_record", "read_source", "refuse_other_start", "refuse_start"]

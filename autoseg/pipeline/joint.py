@@ -17,7 +17,16 @@ from autoseg.pipeline.cascade import train_first_stage
 from autoseg.pipeline.context import choose_dataset
 from autoseg.pipeline.initial import refuse_start
 from autoseg.pipeline.objective import choose_objective
-from autoseg.pipeline.train import Training, fold_runs, fold_task, set_up, sum_up, train, write_model_facts
+from autoseg.pipeline.train import (
+    Training,
+    fold_runs,
+    fold_task,
+    refuse_other_plan,
+    set_up,
+    sum_up,
+    train,
+    write_model_facts,
+)
 from autoseg.pipeline.validate import estimate_validation, validate_fold
 from autoseg.report import progress_png
 from autoseg.schema.folders import ModelFolder
@@ -68,6 +77,8 @@ def train_jointly(settings: TrainSettings) -> tuple[ModelFolder, ...]:
     """
     started = time.monotonic()
     joint = set_up_jointly(settings)
+    for domain in joint.domains:
+        refuse_other_plan(domain)
     for domain in joint.domains:
         write_model_facts(domain)
     joint.root.root.mkdir(parents=True, exist_ok=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -67,8 +68,9 @@ def fit_plan(
 ) -> MovedPlan:
     """The source's plan for another dataset: its labels and names, everything else as it was.
 
-    Spacing, patch, batch, network, normalisation and its intensities stay, because weights depend on them. With another
-    number of channels, those of a known name keep their normalisation and the others are planned from the images.
+    Spacing, patch, batch, network, normalisation and its intensities stay, because weights depend on them. Channels of
+    a known name keep their normalisation and the others are planned from the images; as many channels without any name
+    in common go by their places.
 
     Raises:
         SettingError: every reason why the dataset cannot have this plan.
@@ -124,11 +126,16 @@ def _problems(source: Plan, measured: Fingerprint, chosen: tuple[Configuration, 
 def _normalization(
     item: Configuration, source: Plan, spec: DatasetSpec, measured: Fingerprint
 ) -> tuple[Normalization, ...]:
-    if len(spec.channels) == len(source.channels):
+    if _by_place(source.channels, spec.channels):
         return item.normalization
     known = dict(zip((name.casefold() for name in source.channels), item.normalization, strict=True))
     planned, _ = choose_normalization(spec.channels, measured)
     return tuple(known.get(name.casefold(), own) for name, own in zip(spec.channels, planned, strict=True))
+
+
+def _by_place(old: Sequence[str], new: Sequence[str]) -> bool:
+    """Whether channels go by their place, as with ``autoseg_train --init``: as many, and no name in common."""
+    return len(old) == len(new) and not {name.casefold() for name in old} & {name.casefold() for name in new}
 
 
 def _median_shape(item: Configuration, source: Plan, measured: Fingerprint) -> tuple[int, ...]:
@@ -174,12 +181,11 @@ def _doubts(source: Plan, plan: Plan, measured: Fingerprint) -> list[str]:
 
 
 def _channel_doubts(source: Plan, plan: Plan) -> list[str]:
-    if len(source.channels) == len(plan.channels):
+    if _by_place(source.channels, plan.channels):
         pairs = enumerate(zip(source.channels, plan.channels, strict=True))
         return [
             f"channel {position} was {old} and is {new}: it is normalised as {old} was"
             for position, (old, new) in pairs
-            if old.lower() != new.lower()
         ]
     known = {name.casefold() for name in source.channels}
     new = [name for name in plan.channels if name.casefold() not in known]

@@ -14,9 +14,10 @@ from autoseg.losses.mixed import weights_hint
 from autoseg.schema.dataset import DatasetSpec
 from autoseg.schema.fingerprint import Fingerprint
 from autoseg.schema.folders import ModelFolder
+from autoseg.schema.parsing import AUTO_WEIGHTS
 from autoseg.schema.plan import Plan
 from autoseg.schema.report import RunReport
-from autoseg.schema.settings import AUTO_WEIGHTS, TrainSettings
+from autoseg.schema.settings import TrainSettings
 from autoseg.training.objective import Objective
 from autoseg.training.sampling import SAMPLINGS
 
@@ -35,9 +36,9 @@ def choose_objective(
         fingerprint: the file, read for ``--class-weights auto`` only.
 
     Raises:
-        SettingError: no such loss, or another number of class weights.
+        SettingError: no such loss, or another number of class weights, given or of folds that were begun.
     """
-    before = _trained_with(model)
+    known = before = _trained_with(model)
     loss = settings.loss or before.get("loss") or Objective().loss
     LOSSES.get(loss)
     if loss != before.get("loss"):
@@ -49,6 +50,12 @@ def choose_objective(
     elif settings.class_weights is not None:
         weights = [float(text) for text in settings.class_weights.split(",")]
     if weights is not None and len(weights) != plan.labels.num_heads:
+        if settings.class_weights is None:
+            raise SettingError(
+                f"folds in {model.root} were begun with {len(weights)} class weights, and the network of today's plan "
+                f"has {plan.labels.num_heads} outputs",
+                hint="rename or remove that folder to train with today's plan",
+            )
         raise SettingError(f"--class-weights has {len(weights)} numbers", hint=weights_hint(plan.labels))
     chosen = Objective(
         loss=loss,
@@ -58,7 +65,24 @@ def choose_objective(
     if chosen != Objective():
         shown = "" if weights is None else ", class weights " + ", ".join(f"{weight:g}" for weight in weights)
         _LOG.info("loss %s, sampling %s%s", chosen.loss, chosen.sampling, shown)
+    if known and chosen != _objective_in(known):
+        _LOG.warning(
+            "folds in %s were trained with another loss, sampling or class weights (%s, %s): a model is best compared "
+            "and used with the same for all of its folds",
+            model.root,
+            _objective_in(known).loss,
+            _objective_in(known).sampling,
+        )
     return chosen
+
+
+def _objective_in(recorded: dict[str, Any]) -> Objective:
+    usual, weights = Objective(), recorded.get("class_weights")
+    return Objective(
+        loss=recorded.get("loss") or usual.loss,
+        sampling=recorded.get("sampling") or usual.sampling,
+        class_weights=None if weights is None else tuple(weights),
+    )
 
 
 def _trained_with(model: ModelFolder) -> dict[str, Any]:

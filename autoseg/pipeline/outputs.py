@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from autoseg import records
 from autoseg.errors import SettingError
 
 
@@ -43,3 +44,14 @@ def output_folder(text: str, mark: str, names: Iterable[str], *, inputs: Sequenc
             hint="give an empty folder with -o",
         )
     return folder
+
+
+def remove_earlier(folder: Path, names: Iterable[str]) -> None:
+    """Remove what an earlier run wrote and this one makes anew, before the record says that this one made it.
+
+    Raises:
+        SettingError: they cannot be removed.
+    """
+    with records.writing(folder):
+        for name in names:
+            (folder / name).unlink(missing_ok=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,12 +12,12 @@ import numpy as np
 
 from autoseg import records
 from autoseg.errors import AutosegError, DatasetError, PartialError, ResourceError, SettingError, joined
-from autoseg.io.dataset_json import read_description
 from autoseg.io.images import LABEL_ENDINGS, READABLE_ENDINGS, read_image, read_label, read_shape, split_ending
 from autoseg.log import get_logger, progress
 from autoseg.parallel import map_cases
+from autoseg.pipeline.evaluate import read_labels
 from autoseg.report.overlay import overlay_png
-from autoseg.schema.dataset import DatasetSpec, Label, Labels
+from autoseg.schema.dataset import Label, Labels
 from autoseg.schema.tools import PlotSettings
 
 _LOG = get_logger(__name__)
@@ -125,11 +124,11 @@ def _refuse_inputs(cases: Sequence[PlotCase], outputs: Path) -> None:
 def _labels(settings: PlotSettings, cases: Sequence[PlotCase]) -> Labels:
     """Names from a ``dataset.json``: the one given, else one beside or above the files; else plain integers."""
     if settings.labels is not None:
-        return _read_labels(Path(settings.labels).expanduser())
+        return read_labels(Path(settings.labels).expanduser())[0]
     sides = [path for path in (cases[0].prediction, cases[0].reference, cases[0].image) if path is not None]
     for folder in (folder for path in sides for folder in (path.parent, path.parent.parent)):
         if (folder / "dataset.json").is_file():
-            return _read_labels(folder / "dataset.json")
+            return read_labels(folder / "dataset.json")[0]
     values: set[int] = set()
     for case in cases:
         for path in (case.reference, case.prediction):
@@ -144,17 +143,6 @@ def _integers(path: Path) -> set[int]:
     except DatasetError:
         # Reported when the case is drawn.
         return set()
-
-
-def _read_labels(path: Path) -> Labels:
-    if path.name != "dataset.json":
-        raise SettingError(f"--labels: {path} is not called dataset.json", hint="give the dataset.json of a dataset")
-    try:
-        ours = "version" in json.loads(path.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError):
-        # The reader of raw datasets says what is wrong with the file.
-        ours = False
-    return (records.load(DatasetSpec, path) if ours else read_description(path.parent)).labels
 
 
 def _draw(case: PlotCase, *, labels: Labels, outputs: Path, channel: int) -> Path:

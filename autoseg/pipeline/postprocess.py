@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,11 +13,12 @@ import numpy as np
 from autoseg import records
 from autoseg.errors import AutosegError, PartialError, ResourceError, SettingError, joined
 from autoseg.io.images import read_label, write_label
+from autoseg.io.volume import Volume
 from autoseg.log import get_logger, progress
 from autoseg.ops.postprocess import postprocess
 from autoseg.parallel import map_cases
 from autoseg.pipeline.evaluate import label_files, read_labels
-from autoseg.pipeline.outputs import input_folder, output_folder
+from autoseg.pipeline.outputs import input_folder, output_folder, remove_earlier
 from autoseg.schema.afterwards import PostprocessSettings
 from autoseg.schema.dataset import Label, Labels
 from autoseg.schema.postprocessing import FILL_HOLES, FOREGROUND, KEEP_LARGEST, REMOVE_SMALL, PostProcessing, PostStep
@@ -58,6 +59,7 @@ def postprocess_folder(settings: PostprocessSettings) -> PostprocessReport:
     steps = _steps(settings, folder, files)
     names = [path.name for path in files.values()]
     outputs = output_folder(settings.outputs, RUN_FILE, ["dataset.json", *names], inputs=[folder])
+    remove_earlier(outputs, ["dataset.json", *names])
     records.save(outputs / RUN_FILE, PostProcessRun(source=str(folder), steps=steps))
     if (folder / "dataset.json").exists():
         records.write_text(outputs / "dataset.json", (folder / "dataset.json").read_text(encoding="utf-8-sig"))
@@ -68,7 +70,7 @@ def postprocess_folder(settings: PostprocessSettings) -> PostprocessReport:
     changed: dict[str, int] = {}
     faults = []
     paths = list(files.values())
-    bytes_needed = 24.0 * read_label(paths[0]).data.size
+    bytes_needed = 24.0 * next((volume.data.size for volume in _readable(paths)), 0)
     outcomes = map_cases(work, paths, workers=workers, bytes_per_item=bytes_needed)
     for outcome in progress(outcomes, total=len(paths), label="post-processing"):
         if isinstance(outcome.error, ResourceError):
@@ -86,6 +88,16 @@ def postprocess_folder(settings: PostprocessSettings) -> PostprocessReport:
         )
     changed = dict(sorted(changed.items()))
     return PostprocessReport(steps=steps, written=tuple(outputs / name for name in changed), changed=changed)
+
+
+def _readable(paths: Iterable[Path]) -> Iterator[Volume]:
+    """Those label files that can be read; what is wrong with the others is said in their turn."""
+    for path in paths:
+        try:
+            volume = read_label(path)
+        except AutosegError:
+            continue
+        yield volume
 
 
 def _process(path: Path, *, steps: Sequence[PostStep], outputs: Path) -> int:
@@ -168,7 +180,7 @@ def _meaning(word: str, labels: Labels | None) -> tuple[tuple[int, ...], int]:
     if labels is None:
         return ((int(word),), int(word)) if word.isdecimal() and int(word) > 0 else ((), 0)
     if word == FOREGROUND:
-        return tuple(value for value in labels.leaves if value > 0), 0
+        return tuple(value for value in labels.leaves if value != 0), 0
     for number, label in enumerate(labels.foreground):
         if word == label.name or (len(label.values) == 1 and word == str(label.values[0])):
             return label.values, (labels.regions_class_order or label.values)[number if labels.has_regions else 0]
@@ -182,5 +194,5 @@ def _labels(settings: PostprocessSettings, folder: Path) -> Labels | None:
 
 def _found_labels(files: Iterable[Path]) -> Labels:
     """Every integer above 0 that occurs, named after itself."""
-    values = sorted({int(value) for path in files for value in np.unique(read_label(path).data) if value > 0})
+    values = sorted({int(value) for volume in _readable(files) for value in np.unique(volume.data) if value > 0})
     return Labels(foreground=tuple(Label(name=str(value), values=(value,)) for value in values))

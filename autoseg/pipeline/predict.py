@@ -38,15 +38,17 @@ from autoseg.ops.postprocess import postprocess
 from autoseg.parallel import map_cases, prefetch
 from autoseg.pipeline.choose import Choice, choose
 from autoseg.pipeline.context import versions
+from autoseg.pipeline.dicom_seg import refuse_other_formats, seg_path, write_seg
 from autoseg.pipeline.uncertainty import (
     doubt_files,
     doubtful,
+    refuse_several,
     remove_doubt,
     sum_up_doubts,
     with_missing_doubt,
     write_doubt,
 )
-from autoseg.schema.dataset import CaseFiles, DatasetSpec
+from autoseg.schema.dataset import CaseFiles, DatasetSpec, Labels
 from autoseg.schema.postprocessing import PostStep
 from autoseg.schema.report import PredictionRun
 from autoseg.schema.settings import PredictSettings
@@ -102,10 +104,14 @@ def predict(settings: PredictSettings) -> PredictReport:
     if not settings.inputs or not settings.outputs:
         raise SettingError("inputs and outputs are both needed", hint="give -i IN -o OUT")
     choice = choose(settings)
+    if settings.uncertainty:
+        refuse_several(choice.models)
     spec = records.load(DatasetSpec, choice.first.dataset)
     found = cases_to_predict(Path(settings.inputs), num_channels=len(spec.channels), file_ending=spec.file_ending)
     twins = _twins(found)
     cases = [case for case in found if case.id not in twins]
+    if settings.dicom_seg:
+        refuse_other_formats(cases)
     outputs = Path(settings.outputs).expanduser().absolute()
     targets = _targets(cases, outputs)
     _refuse_foreign(outputs, targets)
@@ -113,7 +119,7 @@ def predict(settings: PredictSettings) -> PredictReport:
     records.make_folder(outputs)
     predictor = _predictor(choice, settings)
     todo = _begin(cases, targets, choice, predictor, settings, outputs)
-    failed = {**twins, **_run(todo, targets, predictor, choice.steps, settings)}
+    failed = {**twins, **_run(todo, targets, predictor, choice.steps, settings, spec.labels)}
     if isinstance(predictor, DoubtfulPredictor):
         sum_up_doubts(outputs, targets, predictor.temperature)
     if failed:
@@ -145,7 +151,7 @@ def _predictor(choice: Choice, settings: PredictSettings) -> AnyPredictor:
         for model in choice.models
     ]
     if settings.uncertainty:
-        return doubtful(members, choice.models)
+        return doubtful(members[0], choice.first)
     return members[0] if len(members) == 1 else JointPredictor.together(members)
 
 
@@ -192,7 +198,7 @@ def _refuse_foreign(outputs: Path, targets: Mapping[str, Path]) -> None:
     """
     if (outputs / RUN_FILE).exists():
         return
-    written = [*targets.values(), *map(_probabilities_path, targets.values())]
+    written = [*targets.values(), *map(_probabilities_path, targets.values()), *map(seg_path, targets.values())]
     written += dict.fromkeys(path for target in targets.values() for path in doubt_files(target))
     facts = [outputs / name for name in ("dataset.json", "plan.json")]
     there = [path.name for path in (*facts, *written) if path.exists()]
@@ -220,7 +226,12 @@ def _begin(
     if settings.continue_:
         if _same_making(outputs / RUN_FILE, run):
             wanted = settings.save_probabilities
-            todo = tuple(case for case in cases if not _complete(targets[case.id], probabilities=wanted))
+            todo = tuple(
+                case
+                for case in cases
+                if not _complete(targets[case.id], probabilities=wanted)
+                or (settings.dicom_seg and not seg_path(targets[case.id]).exists())
+            )
             if isinstance(predictor, DoubtfulPredictor):
                 todo = with_missing_doubt(cases, todo, targets, predictor.temperature)
             _LOG.info("continue: %d of %d images are complete", len(cases) - len(todo), len(cases))
@@ -230,6 +241,7 @@ def _begin(
         # Else a segmentation of an earlier run could be taken for one of this run, should this one be killed.
         targets[case.id].unlink(missing_ok=True)
         _probabilities_path(targets[case.id]).unlink(missing_ok=True)
+        seg_path(targets[case.id]).unlink(missing_ok=True)
         remove_doubt(targets[case.id])
     # First of the facts: it marks the folder as one of ours, which the next run may write to.
     records.save(outputs / RUN_FILE, run)
@@ -300,13 +312,15 @@ def _run(
     predictor: AnyPredictor,
     steps: Sequence[PostStep],
     settings: PredictSettings,
+    labels: Labels,
 ) -> dict[str, Exception]:
     """Predict and write; returns the errors of the cases that failed."""
     failed: dict[str, Exception] = {}
+    seg = labels if settings.dicom_seg else None
     results = _results(todo, predictor, probabilities=settings.save_probabilities)
     # The network runs in the background thread, one image ahead of writing in this one.
     for result in progress(prefetch(results, depth=1), total=len(todo), label="predict"):
-        error = result.error or _write(result, targets[result.case.id], steps)
+        error = result.error or _write(result, targets[result.case.id], steps, seg)
         if error is not None:
             failed[result.case.id] = error
             _LOG.warning("%s: %s", result.case.id, _sentence(error))
@@ -335,8 +349,8 @@ def _load(case: CaseFiles, *, predictor: AnyPredictor, probabilities: bool) -> _
     return _Loaded(volume.geometry, partial(predictor.segment, volume, probabilities=probabilities))
 
 
-def _write(result: _Result, target: Path, steps: Sequence[PostStep]) -> Exception | None:
-    """Write a result; the segmentation comes last, because its presence says that everything is there."""
+def _write(result: _Result, target: Path, steps: Sequence[PostStep], seg: Labels | None) -> Exception | None:
+    """Write a result, with ``seg`` as DICOM SEG too; the segmentation comes last: that it is there says all are."""
     if result.segmentation is None or result.geometry is None:
         return None
     try:
@@ -346,6 +360,8 @@ def _write(result: _Result, target: Path, steps: Sequence[PostStep]) -> Exceptio
         if result.segmentation.doubt is not None:
             write_doubt(target, result.segmentation.doubt, result.geometry)
         labels = postprocess(result.segmentation.labels, steps, voxel_size=result.geometry.voxel_size)
+        if seg is not None:
+            write_seg(target, result.case, labels, seg)
         write_label(target, labels, result.geometry)
     except ResourceError:
         # A full disk fails every image that follows.

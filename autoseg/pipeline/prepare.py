@@ -25,7 +25,7 @@ from autoseg.log import get_logger, progress, size
 from autoseg.parallel import map_cases
 from autoseg.pipeline.cases import inspect_case, store_case
 from autoseg.pipeline.stores import store_of
-from autoseg.planning import CostFunction, check_plan, make_plan, plan_table
+from autoseg.planning import CostFunction, check_plan, make_plan, plan_table, refuse_other_dataset
 from autoseg.planning.choice import AUTO
 from autoseg.schema.dataset import DatasetSpec
 from autoseg.schema.fingerprint import Fingerprint
@@ -293,10 +293,11 @@ def preprocess(settings: PrepareSettings, made: Plan | None = None) -> None:
             raise DatasetError(
                 f"{spec.name} changed since it was measured", hint=f"run autoseg_plan_and_preprocess -d {spec.name}"
             )
+    refuse_other_dataset(made, spec)
     for name in settings.configurations or (made.default_configuration,):
         if settings.clean:
             # Another hash empties the store.
-            CaseStore(folder.store(name)).begin("")
+            store_of(folder, made, made.configuration(name)).begin("")
         preprocess_configuration(
             spec,
             made,

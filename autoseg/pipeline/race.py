@@ -158,7 +158,9 @@ def _prepare(opened: _Race) -> dict[str, str]:
     refused: dict[str, AutosegError] = {}
     for name in opened.arch:
         try:
-            set_up(_train_settings(opened, name, seconds=opened.budget))
+            configuration, _ = _entry(opened, name)
+            model = opened.folder.model(1, configuration.name, name)
+            set_up(_train_settings(opened, name, seconds=opened.budget), model=model)
         except SettingError as error:
             refused[name] = error
             _LOG.warning("%s is out: %s", name, error.message)

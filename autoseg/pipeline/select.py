@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from autoseg import records
 from autoseg.errors import DatasetError
@@ -22,6 +22,7 @@ from autoseg.pipeline.chain_scores import ChainScores
 from autoseg.pipeline.context import choose_dataset
 from autoseg.pipeline.crossval import Contender, Field, pairs_of, single, together, trained_models
 from autoseg.pipeline.ranking import FEWEST_CASES
+from autoseg.pipeline.weights import digests
 from autoseg.schema.afterwards import SelectSettings
 from autoseg.schema.folders import SelectionFolder
 from autoseg.schema.postprocessing import PostProcessing
@@ -57,18 +58,24 @@ def select(settings: SelectSettings) -> Selection:
     Raises:
         ModelFolderError: nothing is trained, or models have no held-out case in common.
         DatasetError: files of the dataset are gone or changed, or no held-out case has an annotated label.
+        ResourceError: memory or disk do not suffice.
+        RecordError: a record of a model cannot be read.
     """
     workspace = resolve_workspace(settings.workdir)
     dataset = choose_dataset(settings.dataset, workspace)
     folder = workspace.selection(dataset)
     field = trained_models(folder)
     _LOG.info("comparing %d models on %d held-out cases", len(field.models), len(field.cases))
-    contenders = [single(one, field.cases, device=settings.device) for one in field.models]
+    # Before anything is segmented: what is trained meanwhile will be noticed.
+    weights = {one.name: digests(one.model) for one in field.models}
+    contenders = [
+        single(one, field.cases, folder, device=settings.device, memory=settings.memory) for one in field.models
+    ]
     judged = [_judge(one, field, folder, settings) for one in contenders]
     for members in pairs_of(field.models) if settings.ensembles else ():
         pair = together(members, field.cases, folder, device=settings.device, memory=settings.memory)
         judged.append(_judge(pair, field, folder, settings))
-    selection = _selection(dataset, field, judged)
+    selection = replace(_selection(dataset, field, judged), weights=weights)
     _write(selection, folder)
     _LOG.info("%s\n%s\nwritten: %s", selection_table(selection), _steps_text(selection), folder.file)
     return selection
@@ -135,7 +142,7 @@ def _write(selection: Selection, folder: SelectionFolder) -> None:
     for name, candidate in models.items():
         path = folder.model(name).postprocessing
         if candidate.postprocessing:
-            records.save(path, PostProcessing(steps=candidate.postprocessing))
+            records.save(path, PostProcessing(steps=candidate.postprocessing, weights=selection.weights[name]))
         else:
             path.unlink(missing_ok=True)
     # Last: it says that everything is there.

@@ -21,21 +21,22 @@ from autoseg.nets.device import choose_device, choose_precision
 from autoseg.pipeline.alternative import plan_for
 from autoseg.pipeline.budget import TimeBudget, open_budget
 from autoseg.pipeline.context import choose_dataset, machine, typed_command, versions
-from autoseg.pipeline.initial import choose_start, initial_record
+from autoseg.pipeline.initial import choose_start, initial_record, refuse_other_start
 from autoseg.pipeline.objective import choose_objective
 from autoseg.pipeline.prepare import preprocess_configuration
+from autoseg.pipeline.splits import ALL, choose_splits, fold_cases, refuse_other_splits
 from autoseg.pipeline.stores import store_of
 from autoseg.pipeline.validate import estimate_validation, validate_fold
-from autoseg.planning import make_splits, mirror_axes, read_splits
+from autoseg.planning import mirror_axes, refuse_other_dataset
 from autoseg.report import progress_png, write_report
 from autoseg.schema.architecture import Recipe
 from autoseg.schema.dataset import DatasetSpec
 from autoseg.schema.fingerprint import Fingerprint
-from autoseg.schema.folders import ModelFolder, PreparedFolder, Workspace
+from autoseg.schema.folders import ModelFolder
 from autoseg.schema.plan import Configuration, Plan
 from autoseg.schema.report import EvaluationReport, FoldRun, RunReport
 from autoseg.schema.settings import TrainSettings
-from autoseg.schema.splits import Fold, Splits
+from autoseg.schema.splits import Splits
 from autoseg.training.distributed import joined_world, read_world, world_device
 from autoseg.training.fold import FoldTask, train_fold
 from autoseg.training.objective import Objective
@@ -47,8 +48,6 @@ from autoseg.training.stop import stop_requests
 from autoseg.training.transfer import Start
 
 _LOG = get_logger(__name__)
-
-ALL = "all"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +87,7 @@ def train(
         first_stage: trains what comes first where ``settings`` ask for the second stage of a cascade.
 
     Raises:
-        SettingError: no such configuration or fold, or the model's folder holds folds of another plan.
+        SettingError: no such configuration or fold, or the model's folder holds folds of another plan or other cases.
         StoppedError: the user asked to stop; the same command goes on.
         PartialError: all folds are trained, but some validation cases could not be scored.
     """
@@ -98,7 +97,8 @@ def train(
         logging.getLogger("autoseg").setLevel(logging.ERROR)
     training = set_up(settings, model=model, first_stage=first_stage)
     if training.earlier is not None:
-        started = training.earlier.since
+        # That time was the first stage's share, and is not in the second one's.
+        started += training.earlier.seconds
     write_model_facts(training)
     budget = None
     if training.settings.time_budget is not None:
@@ -134,6 +134,7 @@ def set_up(
     folder = workspace.prepared(name)
     plan = plan_for(folder, settings.arch, device=settings.device)
     spec = records.load(DatasetSpec, folder.dataset)
+    refuse_other_dataset(plan, spec)
     configuration = _configuration(plan, settings)
     if first_stage is None:
         _refuse_second_stage(plan, configuration)
@@ -143,7 +144,8 @@ def set_up(
         store = preprocess_configuration(spec, plan, configuration, folder)
     else:
         store = store_of(folder, plan, configuration)
-    splits = _splits(settings, folder, workspace)
+    model = model or workspace.model(name, configuration.name, configuration.architecture.label)
+    splits = choose_splits(settings, folder, model)
     axes, reason = mirror_axes(plan, configuration) if settings.mirror else ((), "mirroring is switched off")
     if reason:
         _LOG.info("mirroring: %s", reason)
@@ -156,7 +158,7 @@ def set_up(
         recipe=chosen_recipe(traits_of(configuration.architecture.name).recipe, settings),
         mirror_axes=axes,
         store=store,
-        model=model or workspace.model(name, configuration.name, configuration.architecture.label),
+        model=model,
     )
     _check_folds(training)
     start = choose_start(settings, plan, configuration, training.model, training.folds)
@@ -199,28 +201,6 @@ def _configuration(plan: Plan, settings: TrainSettings) -> Configuration:
     return replace(configuration, batch_size=settings.batch_size, cost=cost)
 
 
-def _splits(settings: TrainSettings, folder: PreparedFolder, workspace: Workspace) -> Splits:
-    """The user's splits, else those on disk if they are of the same cases and number of folds, else new ones."""
-    ids = tuple(case.id for case in records.load(Fingerprint, folder.fingerprint).cases)
-    if settings.splits is not None:
-        splits = read_splits(settings.splits, ids, folds=settings.folds)
-        _LOG.info("splits: %d folds from %s", len(splits.folds), settings.splits)
-        return splits
-    if settings.fold == (ALL,) and len(ids) == 1:
-        return Splits(seed=0, folds=(Fold(train=ids, val=ids),))
-    wanted = make_splits(ids, folds=settings.folds)
-    if folder.splits.exists():
-        known = records.load(Splits, folder.splits)
-        same_cases = {case for fold in known.folds for case in fold.val} == set(ids)
-        if same_cases and len(known.folds) == len(wanted.folds):
-            return known
-        _LOG.warning("%s had other cases or another number of folds: it is replaced", folder.splits)
-    if len(wanted.folds) < settings.folds:
-        _LOG.warning("only %d cases: %d folds instead of %d", len(ids), len(wanted.folds), settings.folds)
-    records.save(folder.splits, wanted)
-    return wanted
-
-
 def _check_folds(training: Training) -> None:
     known = [str(index) for index in range(len(training.splits.folds))]
     unknown = [name for name in training.folds if name not in known and name != ALL]
@@ -232,13 +212,14 @@ def write_model_facts(training: Training) -> None:
     """Put plan, dataset, splits and settings into the model's folder.
 
     Raises:
-        SettingError: it holds folds of another plan.
+        SettingError: it holds folds of another plan, other cases or another start; nothing is written then.
     """
     if not read_world().is_first:
         return
     model = training.model
-    model.root.mkdir(parents=True, exist_ok=True)
     refuse_other_plan(training)
+    refuse_other_start(training.settings, model)
+    model.root.mkdir(parents=True, exist_ok=True)
     model.stop_file.unlink(missing_ok=True)
     records.save(model.plan, training.plan)
     records.save(model.dataset, training.spec)
@@ -266,10 +247,10 @@ def write_model_facts(training: Training) -> None:
 
 
 def refuse_other_plan(training: Training) -> None:
-    """Folds of different plans must not meet in one ensemble, nor old weights get a new plan.
+    """Folds of different plans must not meet in one ensemble, nor old weights get a new plan or other held-out cases.
 
     Raises:
-        SettingError: the model's folder holds weights that another plan made.
+        SettingError: the model's folder holds weights that another plan made, or other cases.
     """
     model = training.model
     if not model.plan.exists() or not model.finished_folds():
@@ -280,6 +261,7 @@ def refuse_other_plan(training: Training) -> None:
             f"{model.root} holds folds ({', '.join(model.finished_folds())}) that were trained with another plan",
             hint="rename or remove that folder to train with today's plan",
         )
+    refuse_other_splits(model, training.splits)
 
 
 def _identity(plan: Plan, name: str) -> str:
@@ -324,15 +306,13 @@ def _train_and_validate(training: Training, name: str, budget: TimeBudget | None
 
 def fold_task(training: Training, name: str) -> FoldTask:
     """What decides the weights of one fold."""
-    everyone = tuple(sorted({case for fold in training.splits.folds for case in (*fold.train, *fold.val)}))
-    cases = Fold(train=everyone, val=everyone) if name == ALL else training.splits.folds[int(name)]
     return FoldTask(
         plan=training.plan,
         configuration=training.configuration,
         settings=training.settings,
         recipe=training.recipe,
         name=name,
-        cases=cases,
+        cases=fold_cases(training.splits, name),
         mirror_axes=training.mirror_axes,
         store=training.store.root,
         folder=training.model.fold(name),

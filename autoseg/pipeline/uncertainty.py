@@ -17,7 +17,8 @@ from autoseg.inference.uncertainty import Doubt, DoubtfulPredictor
 from autoseg.io.images import read_shape, split_ending, write_image
 from autoseg.io.volume import Geometry, Volume
 from autoseg.log import get_logger
-from autoseg.pipeline.calibrate import digests, read_temperature
+from autoseg.pipeline.calibrate import read_temperature
+from autoseg.pipeline.weights import digests
 from autoseg.schema.calibration import CaseDoubt, ListedCase, UncertaintyReport
 from autoseg.schema.dataset import CaseFiles
 from autoseg.schema.folders import ModelFolder
@@ -30,20 +31,27 @@ REPORT, TABLE = "uncertainty.json", "uncertainty.csv"
 _WITHOUT_FLOATS = (".png", ".bmp")
 
 
-def doubtful(predictors: Sequence[Predictor], models: Sequence[ModelFolder]) -> DoubtfulPredictor:
-    """The predictor of a model, with the model's temperature.
+def refuse_several(models: Sequence[ModelFolder]) -> None:
+    """The doubt is that of one model.
 
     Raises:
         SettingError: several models decide together.
-        RecordError: ``calibration.json`` cannot be read.
     """
     if len(models) > 1:
         raise SettingError(
             "--uncertainty is of one model, and several were selected to decide together",
             hint=f"name one of them with -m, such as -m {models[0].root}",
         )
-    temperature = read_temperature(models[0], digests(models[0], predictors[0].folds))
-    return DoubtfulPredictor(predictor=predictors[0], temperature=temperature)
+
+
+def doubtful(predictor: Predictor, model: ModelFolder) -> DoubtfulPredictor:
+    """The predictor of a model, with the model's temperature.
+
+    Raises:
+        RecordError: ``calibration.json`` cannot be read.
+    """
+    temperature = read_temperature(model, digests(model, predictor.folds))
+    return DoubtfulPredictor(predictor=predictor, temperature=temperature)
 
 
 def entropy_path(target: Path) -> Path:
@@ -130,6 +138,7 @@ __all__ = [
     "doubt_files",
     "doubtful",
     "entropy_path",
+    "refuse_several",
     "remove_doubt",
     "sum_up_doubts",
     "with_missing_doubt",

@@ -51,12 +51,14 @@ def validate_fold(
     *,
     spec: DatasetSpec,
     device: str,
+    memory: int | None = None,
     stop: Callable[[], bool] = lambda: False,
     previous: Mapping[str, Path] | None = None,
 ) -> None:
     """Predict and score the cases of a fold; segmentations that are newer than the weights are kept.
 
     Args:
+        memory: bytes that prediction may use, as for ``Predictor.load``.
         previous: of the second stage of a cascade, the stored segmentations of the first by case.
 
     Raises:
@@ -69,7 +71,9 @@ def validate_fold(
     records.remove_partial(fold.validation)
     newest = fold.weights.stat().st_mtime
     todo = [pair for pair in pairs if not (pair.prediction.exists() and pair.prediction.stat().st_mtime > newest)]
-    predictor = Predictor.load(model.root, folds=(name,), device=device, step_size=STEP_SIZE, stages=previous is None)
+    predictor = Predictor.load(
+        model.root, folds=(name,), device=device, step_size=STEP_SIZE, memory=memory, stages=previous is None
+    )
     for pair in progress(todo, total=len(todo), label=f"fold {name}: validation"):
         if stop():
             raise StoppedError(f"validation of fold {name} was stopped", hint="run the same command again to go on")

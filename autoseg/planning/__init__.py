@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from autoseg.planning.check import check_plan
+from autoseg.planning.check import check_plan, refuse_other_dataset
 from autoseg.planning.mirroring import mirror_axes
 from autoseg.planning.planner import CONFIGURATIONS, make_plan, plan_only
 from autoseg.planning.situation import CostFunction
@@ -19,4 +19,5 @@ __all__ = [
     "plan_only",
     "plan_table",
     "read_splits",
+    "refuse_other_dataset",
 ]

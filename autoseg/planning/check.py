@@ -10,6 +10,7 @@ from autoseg.log import size
 from autoseg.planning.budget import usable_memory
 from autoseg.planning.normalization import SCHEMES
 from autoseg.planning.situation import CostFunction
+from autoseg.schema.dataset import DatasetSpec
 from autoseg.schema.plan import Configuration, Cost, Plan
 
 
@@ -36,6 +37,21 @@ def check_plan(plan: Plan, *, cost: CostFunction) -> Plan:
             hint="correct plan.json, or plan again with --clean",
         )
     return replace(plan, configurations=tuple(checked))
+
+
+def refuse_other_dataset(plan: Plan, spec: DatasetSpec) -> None:
+    """A plan is for the labels and channels that a dataset had when it was made.
+
+    Raises:
+        SettingError: the dataset has others by now.
+    """
+    pairs = (("labels", plan.labels, spec.labels), ("channels", plan.channels, spec.channels))
+    changed = [what for what, planned, today in pairs if planned != today]
+    if changed:
+        raise SettingError(
+            f"the {' and '.join(changed)} of {spec.name} changed since it was planned",
+            hint=f"plan it again: autoseg_plan -d {spec.name}",
+        )
 
 
 def _plan_problems(plan: Plan) -> Iterator[str]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from autoseg.schema.settings import DEVICE_HELP, WORKERS_HELP, CommonSettings, option, parse_bytes
+from autoseg.schema.parsing import parse_bytes
+from autoseg.schema.settings import DEVICE_HELP, WORKERS_HELP, CommonSettings, option
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 from autoseg.errors import RecordError
@@ -52,9 +52,13 @@ class PostStep:
 
 @dataclass(frozen=True, kw_only=True)
 class PostProcessing:
-    """A chain of steps, applied in order; ``postprocessing.json`` of a model folder."""
+    """A chain of steps, applied in order; ``postprocessing.json`` of a model folder.
+
+    ``weights`` are SHA-256 sums of those that the steps were chosen for, by fold.
+    """
 
     VERSION: ClassVar[int] = 1
 
     version: int = 1
     steps: tuple[PostStep, ...] = ()
+    weights: dict[str, str] = field(default_factory=dict, metadata={"omit_default": True})

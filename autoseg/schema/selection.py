@@ -40,7 +40,10 @@ class Candidate:
 
 @dataclass(frozen=True, kw_only=True)
 class Selection:
-    """``selection.json``: what ``autoseg_predict`` follows. Candidates come best first; the first is the choice."""
+    """``selection.json``: what ``autoseg_predict`` follows. Candidates come best first; the first is the choice.
+
+    ``weights`` are SHA-256 sums of what was compared, by model and fold.
+    """
 
     VERSION: ClassVar[int] = 1
 
@@ -52,6 +55,7 @@ class Selection:
     candidates: tuple[Candidate, ...]
     left_out: dict[str, str]
     verdict: str
+    weights: dict[str, dict[str, str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)

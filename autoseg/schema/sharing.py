@@ -15,7 +15,7 @@ LICENCE = "LICENCE.txt"
 
 # Everything that a file may hold, by full name. Nothing else is ever written to a disk.
 _MEMBERS = re.compile(
-    r"(?:plan|dataset|run|card|selection|postprocessing|calibration)\.json|CARD\.md|LICENCE\.txt"
+    r"(?:plan|dataset|run|card|postprocessing|calibration)\.json|CARD\.md|LICENCE\.txt"
     r"|fold_(?:all|0|[1-9][0-9]{0,2})/(?:weights\.safetensors|fold\.json|validation/summary\.json)"
 )
 _REQUIRED = ("plan.json", "dataset.json", "run.json", CARD, READABLE_CARD, LICENCE)

@@ -52,8 +52,8 @@ def load_checkpoint(path: Path, state: TrainState, *, signature: str, device: to
     content = _read(path, device)
     if content.get("signature") != signature:
         raise RecordError(
-            f"{path} was written by training with another plan, split, seed, batch size or learning rate, "
-            "or after another first stage",
+            f"{path} was written by training with another plan, split, seed, batch size, learning rate or start "
+            "(--init, --freeze), or after another first stage",
             hint="repeat the settings of that training to go on, or remove the fold's folder to start anew",
         )
     bare(state.network).load_state_dict(content["network"])

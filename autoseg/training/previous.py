@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -33,14 +33,14 @@ class PreviousStage:
 
 @dataclass(frozen=True, kw_only=True)
 class EarlierStage:
-    """The model of the stage before, what each fold of the second stage gets of it, and since when it is trained.
+    """The model of the stage before, and what each fold of the second stage gets of it.
 
-    ``since`` is in seconds of the monotonic clock.
+    ``seconds`` of this command went into training it out of its own share of a time budget.
     """
 
     model: ModelFolder
     folds: Mapping[str, PreviousStage]
-    since: float
+    seconds: float
 
 
 @dataclass(frozen=True)
@@ -53,14 +53,6 @@ class LabelPair:
     @property
     def shape(self) -> tuple[int, ...]:
         return (2, *self.label.shape[1:])
-
-    @property
-    def ndim(self) -> int:
-        return len(self.shape)
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        return np.dtype(np.int16)
 
     def __getitem__(self, box: tuple[slice, ...]) -> np.ndarray:
         return np.concatenate([self.label[box].astype(np.int16), self.previous[box].astype(np.int16)])

@@ -10,7 +10,7 @@ import pytest
 from autoseg.errors import DatasetError, SettingError
 from autoseg.log import duration, size, table
 from autoseg.registry import Registry
-from autoseg.schema.settings import parse_bytes, parse_duration, parse_integers, parse_numbers
+from autoseg.schema.parsing import parse_bytes, parse_duration, parse_integers, parse_numbers
 
 
 def test_an_error_keeps_its_hint_between_processes() -> None:

@@ -120,3 +120,8 @@ def test_of_equals_the_gentler_one_is_taken_and_no_gain_is_no_step() -> None:
 
 def test_cases_without_annotated_labels_are_left_out() -> None:
     assert case_means({"a": (0.5, math.nan), "b": (math.nan, math.nan)}) == {"a": 0.5}
+
+
+def test_negative_integers_are_foreground_too() -> None:
+    labels = Labels(foreground=(Label(name="near", values=(-3,)), Label(name="far", values=(9,))))
+    assert stages(labels, {})[0][0].values == (-3, 9)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import SimpleITK as sitk  # noqa: N813
 
-from autoseg.errors import DatasetError
+from autoseg.errors import DatasetError, SettingError
 from autoseg.inference.predictor import Predictor
 from autoseg.interop.collection import write_collection
 from autoseg.interop.dicom import dicom_collection
@@ -20,6 +21,8 @@ from autoseg.io.dicom_write import write_dicom_seg
 from autoseg.io.discover import read_dataset
 from autoseg.io.images import read_image, read_label
 from autoseg.io.inputs import cases_to_predict, output_ending, read_case, write_case_seg
+from autoseg.pipeline.predict import predict
+from autoseg.schema.settings import PredictSettings
 
 pydicom = pytest.importorskip("pydicom", reason="needs autoseg[dicom]")
 highdicom = pytest.importorskip("highdicom", reason="needs autoseg[dicom]")
@@ -259,6 +262,26 @@ def test_series_are_cases_to_predict_and_get_their_seg(tmp_path, write_model):
     assert len(np.unique(found)) > 1
     with pytest.raises(DatasetError, match="2 channels per case"):
         cases_to_predict(tmp_path / "in", num_channels=2, file_ending=".nii.gz")
+
+
+def test_predictions_of_series_are_written_as_seg_on_request(tmp_path, write_model):
+    made = Scan(tmp_path / "in" / "ct", ORIENTATIONS["oblique"])
+    model = write_model(tmp_path / "model").root
+    settings = PredictSettings(inputs=str(made.files[0].parent), outputs=str(tmp_path / "out"), model=str(model))
+    report = predict(replace(settings, dicom_seg=True, device="cpu"))
+    (written,) = report.written
+    (annotation,) = find_annotations(tmp_path / "out")
+    assert (annotation.series, annotation.names) == (made.uid, ("near", "far"))
+    found = read_label(written)
+    masks = dict(read_masks(annotation, found.geometry, found.shape))
+    np.testing.assert_array_equal(masks["near"], found.data[0] == 5)
+    np.testing.assert_array_equal(masks["far"], found.data[0] == 9)
+    written.with_name("ct.dcm").unlink()
+    again = predict(replace(settings, dicom_seg=True, device="cpu", continue_=True))
+    assert again.written == (written,)
+    assert written.with_name("ct.dcm").exists()
+    with pytest.raises(SettingError, match=r"none:\n.*ct"):
+        predict(replace(settings, inputs=str(written), outputs=str(tmp_path / "other"), dicom_seg=True))
 
 
 def test_annotations_without_their_series_are_listed_together(tmp_path):

@@ -85,6 +85,17 @@ def test_read_dataset_lists_cases_in_order(make_dataset):
     assert spec.cases[0].label == str(folder / "labelsTr/case_a.nii.gz")
 
 
+def test_what_is_annotated_in_held_out_cases_changes_nothing(make_dataset):
+    folder = make_dataset(cases=3, annotated={"case_b": ["two"]})
+    before = read_dataset(folder)
+    assert before.labels.partial == (("two",),)
+    description = json.loads((folder / "dataset.json").read_text())
+    description["annotated"]["held_out"] = ["one"]
+    (folder / "dataset.json").write_text(json.dumps(description))
+    touch(folder / "labelsTs/held_out.nii.gz")
+    assert read_dataset(folder) == before
+
+
 def test_channel_ten_comes_after_channel_two(make_dataset):
     spec = read_dataset(make_dataset(cases=1, channels=12))
     assert names(spec.cases[0])[9:] == ["case_a_0009.nii.gz", "case_a_0010.nii.gz", "case_a_0011.nii.gz"]

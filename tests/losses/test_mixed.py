@@ -249,3 +249,13 @@ def test_a_wrong_name_or_number_of_weights_is_one_sentence() -> None:
     error = refused(lambda: segmentation_loss(PLAIN, batch_dice=False, class_weights=(1.0, 2.0)))
     assert "background, organ 3, organ 17, organ 255" in error.hint
     assert "whole, core" in refused(lambda: dice_ce(REGIONS, batch_dice=False, class_weights=(1.0,))).hint
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_batch_in_which_every_voxel_weighs_nothing_is_finite(name: str) -> None:
+    logits = torch.randn(2, 4, 6, 6, 6, requires_grad=True)
+    loss = segmentation_loss(PLAIN, batch_dice=False, name=name, class_weights=(0.0, 1.0, 1.0, 1.0))
+    value = loss((logits,), torch.zeros(2, 1, 6, 6, 6, dtype=torch.uint8))
+    value.backward()
+    assert torch.isfinite(value)
+    assert torch.isfinite(logits.grad).all()

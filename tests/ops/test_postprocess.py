@@ -74,6 +74,21 @@ def test_holes_are_scipys_and_other_labels_in_them_stay(shape, seed: int, values
     np.testing.assert_array_equal(postprocess(labels, [step(FILL_HOLES, *values, fill=7)], voxel_size=1), expected)
 
 
+@pytest.mark.parametrize("axis", [0, 1, 2])
+@pytest.mark.parametrize("place", [0, 3, 6])
+def test_a_ring_in_one_plane_of_a_volume_is_open_to_the_planes_beside(axis: int, place: int) -> None:
+    labels = np.zeros((7, 7, 7), dtype=np.uint8)
+    plane = np.moveaxis(labels, axis, 0)[place]
+    plane[1:6, 1:6] = 3
+    plane[3, 3] = 0
+    assert not (ndimage.binary_fill_holes(labels == 3) != (labels == 3)).any()
+    np.testing.assert_array_equal(postprocess(labels, [step(FILL_HOLES, 3, fill=3)], voxel_size=1), labels)
+    picture = plane[np.newaxis].copy()
+    expected = 3 * ndimage.binary_fill_holes(picture[0] == 3)[np.newaxis]
+    assert expected.sum() > picture.sum()
+    np.testing.assert_array_equal(postprocess(picture, [step(FILL_HOLES, 3, fill=3)], voxel_size=1), expected)
+
+
 @pytest.mark.parametrize("shape", [(9, 9, 9), (1, 9, 9)])
 def test_a_hole_with_another_label_inside(shape: tuple[int, int, int]) -> None:
     labels = np.zeros(shape, dtype=np.uint8)

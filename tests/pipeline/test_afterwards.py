@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import warnings
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from skimage.measure import label as components
 import autoseg
 from autoseg import records
 from autoseg.cli.main import main
-from autoseg.errors import DatasetError, PartialError, RecordError, SettingError
+from autoseg.errors import AutosegError, DatasetError, PartialError, RecordError, SettingError
 from autoseg.io.probabilities import probabilities_shape, probability_heads
 from autoseg.schema.postprocessing import KEEP_LARGEST, PostProcessing, PostStep
 from autoseg.schema.report import Interval
@@ -183,6 +184,43 @@ def test_heads_are_read_one_by_one_and_nothing_is_unpickled(tmp_path: Path) -> N
             probabilities_shape(tmp_path / f"{name}.npz")
 
 
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_any_damaged_byte_is_one_sentence(tmp_path: Path, save: Callable[..., None]) -> None:
+    path = tmp_path / "case.npz"
+    save(path, probabilities=softmax(2, shape=(2, 3, 4)).astype(np.float16))
+    whole = path.read_bytes()
+    damaged = [
+        whole[:place] + bytes([whole[place] ^ flip]) + whole[place + 1 :]
+        for place in range(len(whole))
+        for flip in (1, 8, 255)
+    ]
+    refused = 0
+    for content in (*damaged, whole[: len(whole) // 2], b""):
+        path.write_bytes(content)
+        try:
+            list(probability_heads(path))
+        except AutosegError as error:
+            refused += 1
+            assert str(path) in error.message
+    assert refused > len(damaged) / 4
+
+
+def test_the_record_does_not_describe_what_another_run_made(tmp_path: Path) -> None:
+    folders = three_folders(tmp_path)
+    manifest(folders[0])
+    autoseg.ensemble(inputs=folders, outputs=tmp_path / "voted")
+    autoseg.postprocess(inputs=folders[0], outputs=tmp_path / "clean", keep_largest=1)
+    for folder in folders:
+        (folder / "case_1.nii.gz").write_bytes(b"damaged")
+    (folders[0] / "dataset.json").unlink()
+    with pytest.raises(PartialError):
+        autoseg.ensemble(inputs=folders[::-1], outputs=tmp_path / "voted")
+    with pytest.raises(PartialError):
+        autoseg.postprocess(inputs=folders[0], outputs=tmp_path / "clean", keep_largest=4)
+    assert sorted(path.name for path in (tmp_path / "voted").iterdir()) == ["case_0.nii.gz", "ensemble.json"]
+    assert sorted(path.name for path in (tmp_path / "clean").iterdir()) == ["case_0.nii.gz", "postprocess.json"]
+
+
 def test_folders_are_not_overwritten(tmp_path: Path) -> None:
     folders = three_folders(tmp_path)
     put(tmp_path / "labelsTr", "case_0", drawn(5))
@@ -292,14 +330,18 @@ def test_words_that_are_not_understood_are_listed_together(tmp_path: Path) -> No
     assert not (tmp_path / "out").exists()
 
 
-def test_a_broken_file_does_not_stop_the_others(tmp_path: Path) -> None:
+@pytest.mark.parametrize("broken", [0, 1])
+@pytest.mark.parametrize("label", ["1", "foreground"])
+def test_a_broken_file_does_not_stop_the_others(tmp_path: Path, broken: int, label: str) -> None:
     for case in range(3):
         put(tmp_path / "in", f"case_{case}", blobs(case))
-    path = tmp_path / "in" / "case_1.nii.gz"
+    path = tmp_path / "in" / f"case_{broken}.nii.gz"
     path.write_bytes(path.read_bytes()[:100])
-    with pytest.raises(PartialError, match="1 of 3"):
-        autoseg.postprocess(inputs=tmp_path / "in", outputs=tmp_path / "out", keep_largest=1)
-    assert sorted(path.name for path in (tmp_path / "out").glob("*.nii.gz")) == ["case_0.nii.gz", "case_2.nii.gz"]
+    with pytest.raises(PartialError, match="1 of 3") as caught:
+        autoseg.postprocess(inputs=tmp_path / "in", outputs=tmp_path / "out", keep_largest=label)
+    assert path.name in caught.value.message
+    made = sorted(path.name for path in (tmp_path / "out").glob("*.nii.gz"))
+    assert made == [f"case_{case}.nii.gz" for case in range(3) if case != broken]
 
 
 def test_pictures_are_measured_in_pixels(tmp_path: Path) -> None:
@@ -310,3 +352,13 @@ def test_pictures_are_measured_in_pixels(tmp_path: Path) -> None:
     assert read(report.written[0]).max() == 0
     report = autoseg.postprocess(inputs=dataset / "labelsTr", outputs=tmp_path / "out2", min_size=("1=100",))
     assert report.changed == {"case_00.png": 0}
+
+
+def test_negative_integers_belong_to_the_whole_foreground(tmp_path: Path) -> None:
+    label = np.zeros((3, 8, 8), np.int16)
+    label[1, 1:4, 1:4], label[1, 4, 1:4], label[1, 7, 7] = 1, -3, -3
+    put(tmp_path / "in", "case", label)
+    manifest(tmp_path / "in", labels={"background": 0, "liver": 1, "lesion": -3})
+    autoseg.postprocess(inputs=tmp_path / "in", outputs=tmp_path / "out", keep_largest="foreground")
+    label[1, 7, 7] = 0
+    np.testing.assert_array_equal(read(tmp_path / "out" / "case.nii.gz"), label)

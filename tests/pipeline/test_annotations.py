@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,13 +14,16 @@ import SimpleITK as sitk  # noqa: N813 - the field's name
 
 from autoseg import records
 from autoseg.cli.main import main
+from autoseg.errors import SettingError
 from autoseg.io.discover import read_dataset
 from autoseg.io.store import CaseStore
+from autoseg.pipeline.objective import choose_objective
 from autoseg.schema.dataset import DatasetSpec
 from autoseg.schema.fingerprint import Fingerprint
 from autoseg.schema.folders import ModelFolder, Workspace
 from autoseg.schema.plan import Plan
 from autoseg.schema.report import EvaluationReport, FoldRun, RunReport
+from autoseg.schema.settings import TrainSettings
 from tests.synthetic import write_manifest, write_volume
 
 SHAPE = (14, 24, 18)
@@ -264,7 +269,9 @@ def test_voxels_of_a_label_that_was_not_annotated_are_a_fault(
     assert f"does not name for it: 2 ({(scene(3)[1] == 2).sum()} voxels)" in shown.replace("\n", " ")
 
 
-def test_the_objective_is_recorded_and_restored(tmp_path: Path) -> None:
+def test_the_objective_is_recorded_and_restored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     workspace, _ = write_scenes(tmp_path, lambda _, label: label, LABELS)
     prepare(workspace)
     length = ("--epochs", "1", "--iterations", "2", "--val-iterations", "1", "-w", "0", "--no-validate")
@@ -285,7 +292,22 @@ def test_the_objective_is_recorded_and_restored(tmp_path: Path) -> None:
     ]
     signatures = [records.load(FoldRun, model.fold(name).run).signature for name in ("0", "1")]
     assert len(set(signatures)) == 2
+    # Class weights of other labels are not taken for a flag that was given.
+    bare = TrainSettings(workdir=str(workspace.root))
+    plan = records.load(Plan, model.plan)
+    fewer = replace(plan, labels=replace(plan.labels, foreground=plan.labels.foreground[:1]))
+    fingerprint = workspace.prepared("Dataset011_Scenes").fingerprint
+    with pytest.raises(SettingError, match=r"begun with 3 class weights, .* has 2 outputs"):
+        choose_objective(bare, fewer, records.load(DatasetSpec, model.dataset), fingerprint, model)
     # Another loss must not go on from these weights.
+    monkeypatch.setattr(logging.getLogger("autoseg"), "propagate", True)
+    monkeypatch.setattr(logging.getLogger("autoseg"), "level", logging.NOTSET)
+    same, other = replace(bare, loss="tversky"), replace(bare, loss="dice_focal")
+    for chosen, warnings in ((same, 0), (other, 1)):
+        caplog.clear()
+        with caplog.at_level(logging.WARNING):
+            choose_objective(chosen, plan, records.load(DatasetSpec, model.dataset), fingerprint, model)
+        assert sum("trained with another loss" in message for message in caplog.messages) == warnings
     words = ["train", "-f", "0", "--loss", "dice_focal", *length, "--workdir", str(workspace.root), *COMMON]
     assert main(words) != 0
 

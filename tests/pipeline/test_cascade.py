@@ -5,11 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
+from threading import Thread
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from skimage.transform import resize
 
 from autoseg import records
@@ -21,11 +24,12 @@ from autoseg.inference.stitch import Sweep, stitch
 from autoseg.io.images import read_channels, read_label
 from autoseg.io.label_maps import open_label_map
 from autoseg.io.store import CaseStore
+from autoseg.pipeline.cascade import train_first_stage
 from autoseg.pipeline.export import export
 from autoseg.pipeline.held_out import held_out_predictor
 from autoseg.pipeline.joint import train_any
 from autoseg.pipeline.race import race
-from autoseg.pipeline.train import train
+from autoseg.pipeline.train import Training, set_up, train
 from autoseg.schema.dataset import Label, Labels
 from autoseg.schema.folders import ModelFolder, Workspace
 from autoseg.schema.report import FoldRun, PredictionRun, RunReport
@@ -164,6 +168,92 @@ def test_what_is_missing_is_done_again_and_gives_the_same(trained: Path, tmp_pat
     assert {path.name: path.read_bytes() for path in maps(second).values()} == before
     again = load_weights(second.fold(1).weights)
     assert all(torch.equal(weights[name], again[name]) for name in weights)
+
+
+def copied(trained: Path, tmp_path: Path) -> tuple[ModelFolder, ModelFolder]:
+    for part in ("preprocessed", "results"):
+        shutil.copytree(trained / part, tmp_path / part)
+    (tmp_path / "raw").symlink_to(trained / "raw")
+    return models(tmp_path)
+
+
+def mark(model: ModelFolder, fold: str, **changes: object) -> None:
+    path = model.fold(fold).run
+    records.save(path, replace(records.load(FoldRun, path), **changes))  # type: ignore[arg-type]
+
+
+def test_a_fold_that_was_killed_before_its_validation_gets_it_unless_another_command_trained_it(
+    trained: Path, tmp_path: Path
+) -> None:
+    low, _ = copied(trained, tmp_path)
+    weights = [low.fold(fold).weights.read_bytes() for fold in "01"]
+    # Fold 0 is as a kill between weights and record leaves it; fold 1 was trained by other settings.
+    mark(low, "0", status="training")
+    mark(low, "1", status="trained", signature="of another learning rate")
+    for fold in "01":
+        shutil.rmtree(low.fold(fold).validation)
+    train_any(settings(tmp_path))
+    assert records.load(FoldRun, low.fold(0).run).status == "validated"
+    assert low.fold(0).summary.exists()
+    assert records.load(FoldRun, low.fold(1).run).status == "trained"
+    assert not low.fold(1).summary.exists()
+    assert [low.fold(fold).weights.read_bytes() for fold in "01"] == weights
+
+
+def test_another_first_stage_is_refused_before_anything_is_segmented(trained: Path, tmp_path: Path) -> None:
+    low, second = copied(trained, tmp_path)
+    stored = {path: path.stat().st_mtime_ns for path in second.previous_stage.rglob("*")}
+    weights = load_weights(low.fold(0).weights)
+    save_file({name: value + 1 for name, value in weights.items()}, low.fold(0).weights)
+    with pytest.raises(SettingError, match=r"fold 0, 1 in .* was trained after another first stage") as caught:
+        train_any(settings(tmp_path))
+    assert "remove that folder" in caught.value.hint
+    assert {path: path.stat().st_mtime_ns for path in second.previous_stage.rglob("*")} == stored
+
+
+def test_files_of_a_process_that_writes_stay_where_nothing_is_missing(trained: Path, tmp_path: Path) -> None:
+    _, second = copied(trained, tmp_path)
+    half = second.previous_stage / "fold_0" / ".x.labels.b2nd.y.partial.b2nd"
+    half.write_bytes(b"half")
+    train_any(settings(tmp_path, fold=("1",)))
+    assert half.exists()
+
+
+def test_a_first_stage_that_is_there_leaves_the_whole_time_to_the_second(trained: Path, tmp_path: Path) -> None:
+    copied(trained, tmp_path)
+    second = set_up(settings(tmp_path, time_budget=60.0), first_stage=train_first_stage)
+    assert second.earlier is not None
+    assert (second.earlier.seconds, second.settings.time_budget) == (0.0, 60.0)
+
+
+def test_other_processes_wait_until_the_first_has_preprocessed(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copied(trained, tmp_path)
+    manifest = Workspace(tmp_path).prepared(NAME).store(LOW) / "manifest.json"
+    text = manifest.read_text()
+    manifest.write_text("{}")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+    done: list[Training] = []
+    # A daemon, so that one that waits for ever fails the test and does not hang it.
+    other = Thread(target=lambda: done.append(set_up(settings(tmp_path), first_stage=train_first_stage)), daemon=True)
+    other.start()
+    other.join(timeout=1.5)
+    assert other.is_alive()
+    manifest.write_text(text)
+    other.join(timeout=20)
+    assert [one.earlier is not None for one in done] == [True]
+
+
+def test_clean_makes_the_store_again_that_the_second_stage_reads(trained: Path, tmp_path: Path) -> None:
+    copied(trained, tmp_path)
+    folder = Workspace(tmp_path).prepared(NAME)
+    shared = folder.store("3d_fullres") / "case_00.image.b2nd"
+    before = shared.stat().st_mtime_ns
+    assert run(tmp_path, "preprocess", "-d", "7", "-c", SECOND, "--clean", "-w", "0") == 0
+    assert shared.stat().st_mtime_ns > before
+    assert not folder.store(SECOND).exists()
 
 
 @pytest.mark.slow

@@ -175,6 +175,23 @@ def test_without_dataset_json_plain_integers_are_scored(folders: tuple[Path, Pat
     assert report.mean[2].dice == 0
 
 
+def test_negative_integers_are_scored_without_names_too(folders: tuple[Path, Path]) -> None:
+    (folders[0] / "dataset.json").unlink()
+    array = np.array([0, 1, -7], np.int16)[label_map()]
+    for folder in folders:
+        for path in folder.glob("*.nii.gz"):
+            write(path, array)
+    assert [(mean.label, mean.dice) for mean in evaluate(settings(folders)).mean] == [("-7", 1.0), ("1", 1.0)]
+
+
+def test_a_raw_dataset_may_have_a_version_of_its_own(folders: tuple[Path, Path]) -> None:
+    path = folders[0] / "dataset.json"
+    description = json.loads(path.read_text())
+    for more in ({"version": "1.2"}, {"version": 1, "release": "first"}):
+        path.write_text(json.dumps({**description, **more}))
+        assert [mean.label for mean in evaluate(settings(folders)).mean] == ["liver", "tumour"]
+
+
 def test_a_model_folder_names_the_labels(folders: tuple[Path, Path], tmp_path: Path) -> None:
     labels = Labels(
         foreground=(Label(name="whole", values=(1, 2)), Label(name="core", values=(2,))), regions_class_order=(1, 2)

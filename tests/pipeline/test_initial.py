@@ -98,6 +98,25 @@ def test_what_cannot_start_is_one_sentence(workdir: Path, settings: dict[str, ob
     assert words in caught.value.message
 
 
+def test_folds_of_one_model_begin_alike(workdir: Path, tmp_path: Path) -> None:
+    for part in ("preprocessed", "results"):
+        shutil.copytree(workdir / part, tmp_path / part)
+    source, home = str(model_of(tmp_path).root), {"dataset": "8", "workdir": str(tmp_path)}
+    new = tmp_path / "results" / "Dataset008_Other" / "unet_3d_fullres"
+    shutil.rmtree(new, ignore_errors=True)
+    autoseg.train(fold=("0",), init=source, **home, **SHORT)
+    run = (new / "run.json").read_bytes()
+    for fold in ("0", "1"):
+        for other in ({}, {"init": f"{source}/fold_1"}, {"init": source, "freeze": ("encoder",)}):
+            with pytest.raises(SettingError, match="folds of one model begin alike") as caught:
+                autoseg.train(fold=(fold,), **other, **home, **SHORT)
+            assert f"--init {source}" in caught.value.message
+    assert (new / "run.json").read_bytes() == run
+    assert autoseg.train(fold=("1",), init=source, **home, **SHORT).finished_folds() == ("0", "1")
+    with pytest.raises(SettingError, match="began with fresh weights"):
+        autoseg.train(dataset="7", workdir=str(tmp_path), fold=("0",), init=source, **SHORT)
+
+
 def test_several_datasets_at_once_have_no_start(workdir: Path) -> None:
     with pytest.raises(SettingError, match="one dataset"):
         autoseg.train(dataset=("7", "8"), workdir=str(workdir), init="model", **SHORT)

@@ -87,6 +87,21 @@ def test_with_other_channels_those_of_a_known_name_keep_their_normalisation() ->
     assert any("no channel PET, noNorm" in doubt for doubt in moved.doubts)
 
 
+def test_as_many_channels_go_by_name_where_any_name_is_shared_and_else_by_place() -> None:
+    source = small_plan(channels=2)
+    first, second = Normalization(scheme="rescale_0_1"), Normalization(scheme="rgb_0_1")
+    item = replace(source.configurations[0], normalization=(first, second))
+    source = replace(source, channels=("T1", "T2"), configurations=(item,))
+    turned = fit_plan(source, replace(spec(), channels=("t2", "T1")), measured((30, 40, 50)))
+    assert turned.plan.configurations[0].normalization == (second, first)
+    assert turned.doubts == ()
+    partly = fit_plan(source, replace(spec(), channels=("noNorm", "T1")), measured((30, 40, 50)))
+    assert partly.plan.configurations[0].normalization == (Normalization(scheme="none"), first)
+    assert any("no channel noNorm" in doubt for doubt in partly.doubts)
+    others = fit_plan(source, replace(spec(), channels=("PET", "noNorm")), measured((30, 40, 50)))
+    assert others.plan.configurations[0].normalization == (first, second)
+
+
 def test_a_plan_of_pictures_serves_the_slices_of_volumes() -> None:
     moved = fit_plan(small_plan(ndim=2), spec(), measured((30, 40, 50)))
     assert moved.plan.configurations[0].median_shape == (40, 50)

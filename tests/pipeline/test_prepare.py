@@ -72,6 +72,25 @@ def test_clean_makes_the_store_again(workdir: Path) -> None:
     assert all(after[name] > before[name] for name in before)
 
 
+def test_labels_that_changed_since_planning_are_one_sentence(workdir: Path) -> None:
+    prepare(workdir)
+    path = workdir / "raw" / NAME / "dataset.json"
+    data = json.loads(path.read_text())
+    path.write_text(json.dumps({**data, "labels": {**data["labels"], "third": 3}}))
+    autoseg.fingerprint(dataset="7", workdir=str(workdir), workers=0)
+    with pytest.raises(SettingError, match="the labels of Dataset007_Tiny changed since it was planned") as caught:
+        train(workdir)
+    assert "autoseg_plan -d Dataset007_Tiny" in caught.value.hint
+    with pytest.raises(SettingError, match="labels"):
+        autoseg.preprocess(dataset="7", workdir=str(workdir), workers=0, device="cpu")
+    path.write_text(json.dumps({**data, "channel_names": {"0": "CT"}}))
+    autoseg.fingerprint(dataset="7", workdir=str(workdir), workers=0)
+    with pytest.raises(SettingError, match="the channels of"):
+        train(workdir)
+    prepare(workdir)
+    train(workdir)
+
+
 def test_a_new_spacing_makes_plan_and_store_again(workdir: Path) -> None:
     prepare(workdir)
     assert prepare(workdir, spacing="4,2,2").configuration("3d_fullres").spacing == (4.0, 2.0, 2.0)

@@ -5,17 +5,19 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.torch import load_file, save_file
 from scipy import ndimage
 
 from autoseg import records
 from autoseg.cli.main import main
-from autoseg.errors import DatasetError, ModelFolderError
+from autoseg.errors import DatasetError, ModelFolderError, ResourceError, SettingError
 from autoseg.inference.joint import JointPredictor
 from autoseg.inference.predictor import Predictor
 from autoseg.io.images import read_channels, read_label, write_image, write_label
@@ -29,7 +31,7 @@ from autoseg.schema.dataset import CaseFiles, CurrentDataset, DatasetSpec, Label
 from autoseg.schema.folders import ModelFolder, SelectionFolder, Workspace
 from autoseg.schema.plan import Plan
 from autoseg.schema.postprocessing import KEEP_LARGEST, REMOVE_SMALL, PostProcessing
-from autoseg.schema.report import PredictionRun
+from autoseg.schema.report import PredictionRun, RunReport
 from autoseg.schema.selection import Selection
 from autoseg.schema.settings import PredictSettings
 from autoseg.schema.splits import Fold, Splits
@@ -334,6 +336,95 @@ def _truth_and_guess(seed: int) -> tuple[np.ndarray, np.ndarray]:
     return truth(seed), with_islands(seed, truth(seed))
 
 
+def retrain(model: ModelFolder, fold: str, factor: float = -1.0) -> None:
+    """Other weights, as another training would leave them."""
+    path = model.fold(fold).weights
+    values = {name: value * factor for name, value in load_file(path).items()}
+    save_file(values, path, {"configuration": "3d_fullres"})
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_steps_that_were_chosen_for_other_weights_are_not_applied(
+    room: Room, caplog: pytest.LogCaptureFixture, named: bool
+) -> None:
+    model = room.model("unet_3d_fullres")
+    room.segmented(model, with_islands)
+    assert room.select().postprocessing
+    words = {"model": str(model.root)} if named else {}
+    retrain(model, "1")
+    with caplog.at_level(logging.INFO, logger="autoseg"):
+        logging.getLogger("autoseg").propagate = True
+        made = room.predict("both", **words)["case_0.nii.gz"]
+        assert "unet_3d_fullres was trained again since autoseg_select (fold 1)" in caplog.text
+        assert "is left out; run autoseg_select again" in caplog.text
+        assert "afterwards" not in caplog.text
+        bare = Predictor.load(model.root, device="cpu").predict(read_channels([Path(room.cases[0].images[0])]))
+        np.testing.assert_array_equal(made, bare)
+        # The other fold is what it was.
+        caplog.clear()
+        room.predict("first", fold=("0",), **words)
+        assert "trained again" not in caplog.text
+        assert "afterwards" in caplog.text
+
+
+def test_new_folds_are_told(room: Room, caplog: pytest.LogCaptureFixture) -> None:
+    model = room.model("unet_3d_fullres", folds=("0",))
+    room.segmented(model, with_islands)
+    assert room.select().postprocessing
+    shutil.copy(model.fold(0).weights, model.fold(1).weights)
+    with caplog.at_level(logging.INFO, logger="autoseg"):
+        logging.getLogger("autoseg").propagate = True
+        room.predict("out")
+    assert "new folds since autoseg_select: 1" in caplog.text
+    assert "afterwards" in caplog.text
+
+
+def test_a_named_model_of_another_architecture_is_refused(room: Room) -> None:
+    model = room.model("unet_3d_fullres")
+    with pytest.raises(SettingError, match="is a model of architecture unet, not vnet") as caught:
+        room.predict("out", model=str(model.root), arch="vnet")
+    assert "--arch" in caught.value.hint
+    assert room.predict("out", model=str(model.root), arch="unet")
+
+
+def test_a_foreign_model_does_not_stop_the_others(room: Room) -> None:
+    room.segmented(room.model("a_3d_fullres"), with_islands)
+    others = {"imported": {}, "channels": {"channels": 2}, "damaged": {}}
+    made = {name: room.model(f"{name}_3d_fullres", **plan) for name, plan in others.items()}
+    made["imported"].splits.unlink()
+    made["damaged"].dataset.write_text("{", encoding="utf-8")
+    labels = Labels(foreground=(Label(name="else", values=(9,)),))
+    spec = records.load(DatasetSpec, made["imported"].dataset)
+    records.save(made["imported"].dataset, replace(spec, labels=labels, cases=()))
+    # The newest that can take part says what is compared.
+    for name, seconds in (("channels", -50), ("imported", 50), ("damaged", 60)):
+        for fold in "01":
+            path = made[name].fold(fold).weights
+            os.utime(path, (path.stat().st_mtime + seconds,) * 2)
+    selection = room.select()
+    assert selection.models == ("a_3d_fullres",)
+    assert selection.left_out["imported_3d_fullres"] == "it held out no case"
+    assert selection.left_out["channels_3d_fullres"] == "other channels than a_3d_fullres, which was trained last"
+    assert "dataset.json" in selection.left_out["damaged_3d_fullres"]
+
+
+def test_memory_is_kept_to_for_single_models_too(room: Room) -> None:
+    room.model("a_3d_fullres")
+    with pytest.raises(ResourceError):
+        room.select(memory=1)
+
+
+def test_a_fine_tuned_model_is_pointed_out(room: Room, caplog: pytest.LogCaptureFixture) -> None:
+    model = room.model("a_3d_fullres")
+    room.segmented(model, with_islands)
+    run = records.load(RunReport, model.run)
+    records.save(model.run, replace(run, settings={**run.settings, "init": "models/other"}))
+    with caplog.at_level(logging.WARNING, logger="autoseg"):
+        logging.getLogger("autoseg").propagate = True
+        room.select()
+    assert "a_3d_fullres began with models/other: its scores are honest only if" in caplog.text
+
+
 def test_nothing_trained_is_a_clear_error(room: Room) -> None:
     with pytest.raises(ModelFolderError, match="no trained model"):
         room.select()
@@ -377,3 +468,17 @@ def test_the_first_stage_of_a_cascade_holds_the_case_out_too(tmp_path: Path) -> 
         made = read_label(folder.segmentations(names) / f"{case}.nii.gz").data[0]
         assert clear.mean() > 0.7
         assert (made == mean.argmax(axis=0))[clear].mean() > 0.999
+    # What is missing, or older than the first stage, is segmented again by the folds that held the case out.
+    case = records.load(Splits, second.splits).folds[0].val[0]
+    kept = read_label(second.fold(0).validation / f"{case}.nii.gz").data[0]
+    (second.fold(0).validation / f"{case}.nii.gz").unlink()
+    assert main(["select", "--no-ensembles", *common]) == 0
+    place = folder.segmentations((names[0],))
+    assert [path.name for path in place.glob("*.nii.gz")] == [f"{case}.nii.gz"]
+    assert (read_label(place / f"{case}.nii.gz").data[0] == kept).mean() > 0.99
+    weights = first.fold(1).weights
+    later = max(path.stat().st_mtime for path in second.root.rglob("*.nii.gz")) + 1
+    os.utime(weights, (later, later))
+    assert main(["select", "--no-ensembles", *common]) == 0
+    held_out = {case, *records.load(Splits, second.splits).folds[1].val}
+    assert {path.name for path in place.glob("*.nii.gz")} == {f"{one}.nii.gz" for one in held_out}

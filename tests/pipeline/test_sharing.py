@@ -230,12 +230,12 @@ def test_licence_and_use_may_be_files_and_are_shown(model: ModelFolder, tmp_path
     assert f"autoseg_predict -m {there.model.root}" in shown
 
 
-def test_some_folds_and_the_selection(model: ModelFolder, tmp_path: Path) -> None:
-    (model.root / "selection.json").write_text('{"chosen": 1}')
+def test_some_folds_and_the_post_processing(model: ModelFolder, tmp_path: Path) -> None:
+    model.postprocessing.write_text('{"version": 1, "steps": []}')
     path = export(ExportSettings(model=str(model.root), output=str(tmp_path / "one.zip"), fold=("1",)))
     there = put(path, tmp_path / "work")
     assert there.model.finished_folds() == ("1",)
-    assert (there.model.root / "selection.json").read_text() == '{"chosen": 1}'
+    assert there.model.postprocessing.read_text() == '{"version": 1, "steps": []}'
     with pytest.raises(ModelFolderError, match="no trained fold 7"):
         export(ExportSettings(model=str(model.root), output=str(tmp_path / "x.zip"), fold=("7",)))
 

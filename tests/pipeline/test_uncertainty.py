@@ -23,10 +23,13 @@ from autoseg.inference.uncertainty import DoubtfulPredictor
 from autoseg.io.images import read_channels
 from autoseg.pipeline.calibrate import calibrate
 from autoseg.pipeline.predict import predict
-from autoseg.pipeline.uncertainty import doubtful
 from autoseg.schema.calibration import CalibrateSettings, Calibration, UncertaintyReport
-from autoseg.schema.folders import ModelFolder
+from autoseg.schema.dataset import CurrentDataset
+from autoseg.schema.folders import ModelFolder, Workspace
+from autoseg.schema.report import Interval
+from autoseg.schema.selection import Candidate, Selection
 from autoseg.schema.settings import PredictSettings
+from autoseg.schema.splits import Fold, Splits
 from tests.synthetic import write_dataset, write_volume
 
 
@@ -116,11 +119,29 @@ def test_a_picture_has_its_entropies_as_tiff(write_model, tmp_path: Path) -> Non
     assert 0 <= entropy.min() <= entropy.max() <= np.log(3) + 1e-3
 
 
-def test_several_models_together_are_refused(write_model, tmp_path: Path) -> None:
-    models = [write_model(tmp_path / name) for name in ("one", "two")]
-    predictors = [Predictor.load(model.root, device="cpu") for model in models]
+def test_several_models_together_are_refused_before_they_are_loaded(write_model, tmp_path: Path) -> None:
+    workspace = Workspace(tmp_path / "work")
+    folder = workspace.selection("Dataset007_Small")
+    models = [write_model(folder.root / name) for name in ("one", "two")]
+    for model in models:
+        model.fold(0).weights.write_bytes(b"no network")
+    records.save(workspace.current, CurrentDataset(dataset="Dataset007_Small"))
+    (workspace.preprocessed / "Dataset007_Small").mkdir(parents=True)
+    nothing = Interval(mean=0.5, low=0.4, high=0.6)
+    candidate = Candidate(models=("one", "two"), dice=nothing, dice_after=nothing, difference=nothing)
+    selection = Selection(
+        dataset="Dataset007_Small",
+        models=("one", "two"),
+        postprocessing=(),
+        cases=9,
+        candidates=(candidate,),
+        left_out={},
+        verdict="",
+    )
+    records.save(folder.file, selection)
+    write_images(tmp_path / "in", "a")
     with pytest.raises(SettingError, match="several were selected") as caught:
-        doubtful(predictors, models)
+        predict(settings(tmp_path, model=None, workdir=str(workspace.root)))
     assert f"-m {models[0].root}" in caught.value.hint
 
 
@@ -201,3 +222,7 @@ def test_what_cannot_be_calibrated_is_one_sentence(write_model, tmp_path: Path) 
         calibrate(CalibrateSettings(model=str(tmp_path / "model")))
     with pytest.raises(SettingError, match="no trained fold 4"):
         calibrate(CalibrateSettings(model=str(tmp_path / "model"), fold=("4",)))
+    other = write_model(tmp_path / "other", folds=("4",))
+    records.save(other.splits, Splits(seed=0, folds=(Fold(train=("a",), val=("b",)),) * 3))
+    with pytest.raises(ModelFolderError, match="held out by fold 4"):
+        calibrate(CalibrateSettings(model=str(other.root)))

@@ -1,0 +1,46 @@
+"""Which weights something was found out about, to notice when they are others now."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from autoseg import records
+from autoseg.inference.cascade import model_before
+from autoseg.io.bundle import file_sha256
+from autoseg.schema.folders import ModelFolder
+from autoseg.schema.plan import Plan
+from autoseg.schema.report import RunReport
+
+_BEFORE = " of the first stage"
+
+
+def digests(model: ModelFolder, folds: Sequence[str] = ()) -> dict[str, str]:
+    """SHA-256 sums of weights by fold (default: all that are finished), in a cascade those of the first stage too.
+
+    Raises:
+        ModelFolderError: the first stage of a cascade is not there.
+    """
+    files = {name: model.fold(name).weights for name in folds or model.finished_folds()}
+    before = stage_before(model)
+    if before is not None:
+        files |= {f"{name}{_BEFORE}": before.fold(name).weights for name in before.finished_folds()}
+    return {name: file_sha256(path) for name, path in files.items()}
+
+
+def changed_folds(known: Mapping[str, str], today: Mapping[str, str]) -> tuple[str, ...]:
+    """The folds that both ``digests`` name, with other weights; those that only one of them names count as they are."""
+    return tuple(name for name, digest in today.items() if known.get(name, digest) != digest)
+
+
+def stage_before(model: ModelFolder) -> ModelFolder | None:
+    """Of the second stage of a cascade, the model of the first.
+
+    Raises:
+        ModelFolderError: it is not there.
+    """
+    name = records.load(RunReport, model.run).settings.get("configuration")
+    configuration = records.load(Plan, model.plan).configuration(str(name))
+    return None if configuration.previous_stage is None else model_before(model, configuration)
+
+
+__all__ = ["changed_folds", "digests", "stage_before"]
