@@ -178,7 +178,8 @@ def typed_steps(settings: PostprocessSettings, labels: Labels | None) -> tuple[P
 def _meaning(word: str, labels: Labels | None) -> tuple[tuple[int, ...], int]:
     """The integers of a label, and the one that its holes are filled with; no integers if it is not known."""
     if labels is None:
-        return ((int(word),), int(word)) if word.isdecimal() and int(word) > 0 else ((), 0)
+        known = word.removeprefix("-").isdecimal() and int(word) != 0
+        return ((int(word),), int(word)) if known else ((), 0)
     if word == FOREGROUND:
         return tuple(value for value in labels.leaves if value != 0), 0
     for number, label in enumerate(labels.foreground):
@@ -193,6 +194,6 @@ def _labels(settings: PostprocessSettings, folder: Path) -> Labels | None:
 
 
 def _found_labels(files: Iterable[Path]) -> Labels:
-    """Every integer above 0 that occurs, named after itself."""
-    values = sorted({int(value) for volume in _readable(files) for value in np.unique(volume.data) if value > 0})
+    """Every integer but 0 that occurs, named after itself."""
+    values = sorted({int(value) for volume in _readable(files) for value in np.unique(volume.data) if value != 0})
     return Labels(foreground=tuple(Label(name=str(value), values=(value,)) for value in values))

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from autoseg import records
-from autoseg.errors import DatasetError, PartialError, SettingError, joined
+from autoseg.errors import DatasetError, PartialError, RecordError, SettingError, joined
 from autoseg.inference.cascade import PREVIOUS_MODEL
 from autoseg.io.discover import resolve_workspace
 from autoseg.io.store import CaseStore
@@ -88,6 +88,7 @@ def train(
 
     Raises:
         SettingError: no such configuration or fold, or the model's folder holds folds of another plan or other cases.
+        RecordError: a fold was begun with other settings.
         StoppedError: the user asked to stop; the same command goes on.
         PartialError: all folds are trained, but some validation cases could not be scored.
     """
@@ -99,6 +100,7 @@ def train(
     if training.earlier is not None:
         # That time was the first stage's share, and is not in the second one's.
         started += training.earlier.seconds
+    refuse_other_settings(training)
     write_model_facts(training)
     budget = None
     if training.settings.time_budget is not None:
@@ -262,6 +264,25 @@ def refuse_other_plan(training: Training) -> None:
             hint="rename or remove that folder to train with today's plan",
         )
     refuse_other_splits(model, training.splits)
+
+
+def refuse_other_settings(training: Training) -> None:
+    """Before anything is written: else the next command would take refused settings for those of the folds.
+
+    Raises:
+        RecordError: a fold that is to go on was begun with other settings.
+    """
+    others = [
+        name
+        for name, run in fold_runs(training).items()
+        if training.model.fold(name).checkpoint.exists() and run.signature != fold_task(training, name).signature
+    ]
+    if others:
+        raise RecordError(
+            f"{training.model.root}: fold {', '.join(others)} was begun with another plan, split, seed, batch size, "
+            "learning rate, loss or start (--init, --freeze), or after another first stage",
+            hint="repeat the settings of that training to go on, or remove the fold's folder to start anew",
+        )
 
 
 def _identity(plan: Plan, name: str) -> str:

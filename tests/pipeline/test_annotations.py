@@ -309,7 +309,10 @@ def test_the_objective_is_recorded_and_restored(
             choose_objective(chosen, plan, records.load(DatasetSpec, model.dataset), fingerprint, model)
         assert sum("trained with another loss" in message for message in caplog.messages) == warnings
     words = ["train", "-f", "0", "--loss", "dice_focal", *length, "--workdir", str(workspace.root), *COMMON]
+    before = model.run.read_bytes()
     assert main(words) != 0
+    # What was refused is not what the next command goes by.
+    assert model.run.read_bytes() == before
 
 
 @pytest.mark.parametrize(
