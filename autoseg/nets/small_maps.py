@@ -1,8 +1,8 @@
 """Convolutions that train right on maps smaller than their kernel.
 
-oneDNN (torch 2.13, processors with bfloat16) computes the weight gradient of a bfloat16 convolution wrong there: part of
-it is whatever lay in memory, infinities included. A kernel of three over a depth of two is enough. Such maps
-are tiny, so float32 costs nothing.
+oneDNN (torch 2.13, processors with bfloat16) computes the weight gradient of a bfloat16 convolution wrong there: part
+is whatever lay in memory, infinities included. A kernel of three over a depth of two is enough. Such maps are tiny, so
+float32 costs nothing.
 """
 
 from __future__ import annotations
