@@ -99,7 +99,7 @@ def _export(context: Run, classes: int, shape: Sequence[int]) -> list[float]:
 
 def _fingerprint(context: Run) -> dict:
     rows = []
-    for count in (4, 8) if context.quick else (10, 40, 160):
+    for count in (4, 8) if context.quick else (40, 160, 640):
         folder = _ct_dataset(context, f"fingerprint_{count}", [((32, 96, 96), (2.5, 0.8, 0.8))] * count)
         workdir = context.fresh("fingerprint")
         usage = context.tool("autoseg_fingerprint", "-d", folder, "--workdir", workdir, "-w", 2, log=f"cases {count}")

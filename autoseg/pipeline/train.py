@@ -271,7 +271,11 @@ def refuse_other_settings(training: Training) -> None:
 
     Raises:
         RecordError: a fold that is to go on was begun with other settings.
+        SettingError: with another plan, other cases or another start.
     """
+    # First those that can say what is different.
+    refuse_other_plan(training)
+    refuse_other_start(training.settings, training.model)
     others = [
         name
         for name, run in fold_runs(training).items()
@@ -280,7 +284,7 @@ def refuse_other_settings(training: Training) -> None:
     if others:
         raise RecordError(
             f"{training.model.root}: fold {', '.join(others)} was begun with another plan, split, seed, batch size, "
-            "learning rate, loss or start (--init, --freeze), or after another first stage",
+            "learning rate or loss, or after another first stage",
             hint="repeat the settings of that training to go on, or remove the fold's folder to start anew",
         )
 
