@@ -21,7 +21,10 @@ BEGIN, END = "<!-- curves: begin, written by python -m benchmarks.curves -->", "
 _MEANING = {
     "export_classes": "Held are two planes of logits and the piece of planes at work, never the volume of logits.",
     "export_volume": "Flat would be 0, a plane grows with 0.67, all logits with 1; the label map is not counted.",
-    "fingerprint": "Flat would be 0: cases are measured one by one, and what stays of each is a few numbers.",
+    "fingerprint": (
+        "Flat would be 0: cases are measured one by one, and what stays of each is a sketch of 16 KB per channel; all "
+        "are sorted together at the end."
+    ),
     "preprocess": "Linear in the cores would be 1; what is missing is the start of the workers.",
     "loading": "Linear in the cores would be 1.",
     "step": "Linear in the patch volume would be 1.",
