@@ -17,7 +17,16 @@ from autoseg.inference.predictor import Predictor
 from autoseg.io.label_maps import LabelMaps
 from autoseg.io.store import CaseStore
 from autoseg.log import get_logger, progress
-from autoseg.pipeline.train import ALL, Training, fold_task, refuse_other_plan, set_up, train
+from autoseg.pipeline.train import (
+    ALL,
+    Training,
+    begun_otherwise,
+    fold_runs,
+    fold_task,
+    refuse_other_plan,
+    set_up,
+    train,
+)
 from autoseg.preprocessing.case import PreprocessedCase
 from autoseg.preprocessing.trace import between_grids
 from autoseg.schema.plan import Configuration
@@ -77,7 +86,7 @@ def train_first_stage(training: Training) -> Training:
         seconds = min(time.monotonic() - started, math.inf if share is None else share)
     digests = {fold: weights_hash(lower.model.fold(fold).weights) for fold in needed}
     folds = {name: _previous_stage(training, cases, digests) for name, cases in teachers.items()}
-    spent = share is not None and any(run.budget == share for run in _runs(lower, needed).values())
+    spent = share is not None and any(run.budget == share for run in fold_runs(lower, needed).values())
     left = budget - share if budget is not None and share is not None and spent else budget
     earlier = EarlierStage(model=lower.model, folds=folds, seconds=seconds)
     second = replace(training, earlier=earlier, settings=replace(training.settings, time_budget=left))
@@ -131,9 +140,7 @@ def _refuse_strangers(training: Training, lower: Training) -> None:
 
 def _refuse_older(second: Training) -> None:
     """Folds that cannot be gone on with; segmenting every case first would take long, to end in the same refusal."""
-    runs = _runs(second, second.folds)
-    begun = [name for name in runs if second.model.fold(name).checkpoint.exists()]
-    older = [name for name in begun if runs[name].signature != fold_task(second, name).signature]
+    older = begun_otherwise(second)
     if older:
         raise SettingError(
             f"fold {', '.join(older)} in {second.model.root} was trained after another first stage, or with another "
@@ -142,17 +149,12 @@ def _refuse_older(second: Training) -> None:
         )
 
 
-def _runs(stage: Training, folds: Sequence[str]) -> dict[str, FoldRun]:
-    paths = {name: stage.model.fold(name).run for name in folds}
-    return {name: records.load(FoldRun, path) for name, path in paths.items() if path.exists()}
-
-
 def _unfinished(lower: Training, needed: Sequence[str]) -> tuple[str, ...]:
     """The folds to train: without final weights, or with those of this very command and not validated yet.
 
     Killed between weights and record, a fold still counts as training.
     """
-    settings, runs = lower.settings, _runs(lower, needed)
+    settings, runs = lower.settings, fold_runs(lower, needed)
 
     def is_ours(run: FoldRun) -> bool:
         if run.signature != fold_task(lower, run.fold).signature:

@@ -15,7 +15,7 @@ from autoseg.nets.device import choose_device, choose_precision
 from autoseg.pipeline.budget import TimeBudget, open_budget
 from autoseg.pipeline.cascade import train_first_stage
 from autoseg.pipeline.context import choose_dataset
-from autoseg.pipeline.initial import refuse_start
+from autoseg.pipeline.initial import refuse_other_start, refuse_start
 from autoseg.pipeline.objective import choose_objective
 from autoseg.pipeline.train import (
     Training,
@@ -79,6 +79,7 @@ def train_jointly(settings: TrainSettings) -> tuple[ModelFolder, ...]:
     joint = set_up_jointly(settings)
     for domain in joint.domains:
         refuse_other_plan(domain)
+        refuse_other_start(domain.settings, domain.model)
     for domain in joint.domains:
         write_model_facts(domain)
     joint.root.root.mkdir(parents=True, exist_ok=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
@@ -211,16 +211,10 @@ def _check_folds(training: Training) -> None:
 
 
 def write_model_facts(training: Training) -> None:
-    """Put plan, dataset, splits and settings into the model's folder.
-
-    Raises:
-        SettingError: it holds folds of another plan, other cases or another start; nothing is written then.
-    """
+    """Put plan, dataset, splits and settings into the model's folder, after everything that may be refused."""
     if not read_world().is_first:
         return
     model = training.model
-    refuse_other_plan(training)
-    refuse_other_start(training.settings, model)
     model.root.mkdir(parents=True, exist_ok=True)
     model.stop_file.unlink(missing_ok=True)
     records.save(model.plan, training.plan)
@@ -276,17 +270,22 @@ def refuse_other_settings(training: Training) -> None:
     # First those that can say what is different.
     refuse_other_plan(training)
     refuse_other_start(training.settings, training.model)
-    others = [
-        name
-        for name, run in fold_runs(training).items()
-        if training.model.fold(name).checkpoint.exists() and run.signature != fold_task(training, name).signature
-    ]
+    others = begun_otherwise(training)
     if others:
         raise RecordError(
             f"{training.model.root}: fold {', '.join(others)} was begun with another plan, split, seed, batch size, "
             "learning rate or loss, or after another first stage",
             hint="repeat the settings of that training to go on, or remove the fold's folder to start anew",
         )
+
+
+def begun_otherwise(training: Training) -> tuple[str, ...]:
+    """The folds whose checkpoint this training could not go on from."""
+    return tuple(
+        name
+        for name, run in fold_runs(training).items()
+        if training.model.fold(name).checkpoint.exists() and run.signature != fold_task(training, name).signature
+    )
 
 
 def _identity(plan: Plan, name: str) -> str:
@@ -357,9 +356,9 @@ def _draw_progress(training: Training, task: FoldTask) -> Callable[[TrainState],
     return draw
 
 
-def fold_runs(training: Training) -> dict[str, FoldRun]:
-    """Where the folds stand, those that were begun."""
-    paths = {name: training.model.fold(name).run for name in training.folds}
+def fold_runs(training: Training, folds: Sequence[str] | None = None) -> dict[str, FoldRun]:
+    """Where ``folds`` (default: those to train) stand, those that were begun."""
+    paths = {name: training.model.fold(name).run for name in (training.folds if folds is None else folds)}
     return {name: records.load(FoldRun, path) for name, path in paths.items() if path.exists()}
 
 
