@@ -91,10 +91,10 @@ class _Peak:
             family = _family(self._root)
             self.bytes = max(self.bytes, *map(_high_water, family))
             if len(family) > 1:
-                started = time.perf_counter()
+                started = time.thread_time()
                 self.bytes = max(self.bytes, sum(map(_pss, family)))
                 # Reading it walks all pages and holds up the process: that must stay below a fiftieth of the time.
-                pause = max(_POLL_SECONDS, 50 * (time.perf_counter() - started))
+                pause = max(_POLL_SECONDS, 50 * (time.thread_time() - started))
 
 
 def _family(root: int) -> list[int]:
