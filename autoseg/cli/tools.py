@@ -31,8 +31,8 @@ TOOLS = (
         verb="export",
         summary="make one file of a trained model, to share it",
         description="Pack a trained model into one file: weights, plan, labels, scores, licence and a data card, each "
-        "with its checksum. Paths, case names and the images themselves stay here. With --onnx, write graphs for "
-        "onnxruntime instead, with everything that is done before and after them.",
+        "with its checksum; of a cascade both stages. Paths, case names and the images themselves stay here. With "
+        "--onnx, write graphs for onnxruntime instead, with everything that is done before and after them.",
         settings=ExportSettings,
         target="autoseg.pipeline.export:export",
         groups={

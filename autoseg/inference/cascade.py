@@ -45,17 +45,18 @@ def model_before(folder: ModelFolder, configuration: Configuration) -> ModelFold
     return before
 
 
-def check_before(before: Predictor, plan: Plan, configuration: Configuration) -> None:
-    """Whether a model can be the first stage of a configuration.
+def check_before(theirs: Plan, name: str, plan: Plan, configuration: Configuration) -> None:
+    """Whether a model of the configuration ``name`` of the plan ``theirs`` can be the first stage of another one.
 
     Raises:
-        ModelFolderError: it is of another configuration, or its plan has other channels, labels or axes.
+        ModelFolderError: it is of another configuration, refines another model itself, or its plan has other channels,
+            labels or axes.
     """
-    theirs = before.plan
     problems = [
         what
         for what, differs in (
-            ("configuration", before.configuration.name != configuration.previous_stage),
+            ("configuration", name != configuration.previous_stage),
+            ("number of stages", theirs.configuration(name).previous_stage is not None),
             ("channels", theirs.channels != plan.channels),
             ("labels", theirs.labels != plan.labels),
             ("axis order", theirs.transpose != plan.transpose),
@@ -64,8 +65,7 @@ def check_before(before: Predictor, plan: Plan, configuration: Configuration) ->
     ]
     if problems:
         raise ModelFolderError(
-            f"the model of {before.configuration.name} does not fit that of {configuration.name}: other "
-            f"{' and '.join(problems)}",
+            f"the model of {name} does not fit that of {configuration.name}: other {' and '.join(problems)}",
             hint="use the two models that were trained together",
         )
 

@@ -117,7 +117,7 @@ class Predictor:
                 memory=memory,
                 exact=exact,
             )
-            check_before(first, plan, configuration)
+            check_before(first.plan, first.configuration.name, plan, configuration)
         ensemble = Ensemble(
             networks=tuple(
                 load_network(folder.fold(name).weights, plan, configuration, chosen, partial=partial) for name in names

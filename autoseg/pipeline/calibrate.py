@@ -28,7 +28,6 @@ from autoseg.preprocessing.partial import mark_ambiguous
 from autoseg.schema.calibration import CalibrateSettings, Calibration
 from autoseg.schema.dataset import CaseFiles, DatasetSpec, Labels
 from autoseg.schema.folders import ModelFolder
-from autoseg.schema.settings import PredictSettings
 
 _LOG = get_logger(__name__)
 
@@ -49,15 +48,7 @@ def calibrate(settings: CalibrateSettings) -> Calibration:
         DatasetError: cases of the dataset are gone or damaged.
         ModelFolderError: there is no trained model, or it does not say which cases were held out.
     """
-    model = choose_model(
-        PredictSettings(
-            model=settings.model,
-            dataset=settings.dataset,
-            configuration=settings.configuration,
-            arch=settings.arch,
-            workdir=settings.workdir,
-        )
-    )
+    model = choose_model(settings)
     folds = _folds(model, settings.fold)
     spec = records.load(DatasetSpec, model.dataset)
     held_out = _held_out(model, folds, spec)

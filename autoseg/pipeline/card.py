@@ -11,26 +11,29 @@ from typing import Any
 from autoseg import records
 from autoseg.evaluation.metrics import summarize
 from autoseg.log import duration
+from autoseg.pipeline.weights import configuration_of
 from autoseg.schema.dataset import DatasetSpec
 from autoseg.schema.fingerprint import Fingerprint, Spacing
 from autoseg.schema.folders import ModelFolder
 from autoseg.schema.plan import Plan
 from autoseg.schema.report import EvaluationReport, FoldRun, RunReport
-from autoseg.schema.sharing import Card, FoldFacts, LabelScores
+from autoseg.schema.sharing import Card, FoldFacts, LabelScores, StageFacts
 
 # Of the settings, those that say how the weights came about.
 _TRAINING = ("epochs", "iterations", "time_budget", "batch_size", "seed", "mirror_axes", "recipe")
 
 
-def make_card(model: ModelFolder, folds: tuple[str, ...], *, licence: str, intended_use: str) -> Card:
-    """The card of some folds of a trained model.
+def make_card(
+    model: ModelFolder, folds: tuple[str, ...], before: ModelFolder | None, *, licence: str, intended_use: str
+) -> Card:
+    """The card of some folds of a trained model, and of all folds of the one ``before`` it in a cascade.
 
     Raises:
         RecordError: the folder's records cannot be read.
     """
     plan, run = records.load(Plan, model.plan), records.load(RunReport, model.run)
     spec = records.load(DatasetSpec, model.dataset)
-    configuration = plan.configuration(str(run.settings.get("configuration")))
+    configuration = plan.configuration(configuration_of(model))
     measured = records.load(Fingerprint, model.fingerprint) if model.fingerprint.exists() else None
     low, middle, high = _spacings(measured)
     reports = [records.load(EvaluationReport, path) for path in _summaries(model, folds)]
@@ -54,6 +57,7 @@ def make_card(model: ModelFolder, folds: tuple[str, ...], *, licence: str, inten
         versions=run.versions,
         licence=licence,
         intended_use=intended_use,
+        first_stage=None if before is None else _stage_facts(before),
     )
 
 
@@ -68,15 +72,15 @@ def without_paths(value: Any) -> Any:
     return value
 
 
-def public_run(run: RunReport) -> RunReport:
-    """How the model came to be, without paths."""
+def public_run(run: RunReport, **places: str) -> RunReport:
+    """How the model came to be, without paths but those of ``places``, by setting."""
     try:
         words = shlex.split(run.command)
     except ValueError:
         words = run.command.split()
     return RunReport(
         command=shlex.join(_word(word) for word in words),
-        settings={name: without_paths(value) for name, value in run.settings.items() if name != "workdir"},
+        settings={name: without_paths(value) for name, value in run.settings.items() if name != "workdir"} | places,
         versions=run.versions,
         machine=run.machine,
     )
@@ -125,6 +129,18 @@ def _fold_facts(model: ModelFolder, name: str) -> FoldFacts:
     )
 
 
+def _stage_facts(model: ModelFolder) -> StageFacts:
+    configuration = records.load(Plan, model.plan).configuration(configuration_of(model))
+    return StageFacts(
+        configuration=configuration.name,
+        architecture=configuration.architecture.label,
+        parameters=configuration.cost.parameters,
+        working_spacing=configuration.spacing,
+        patch_size=configuration.patch_size,
+        folds=tuple(_fold_facts(model, name) for name in model.finished_folds()),
+    )
+
+
 def _scores(reports: list[EvaluationReport], plan: Plan) -> tuple[LabelScores, ...]:
     cases = [case for report in reports for case in report.cases]
     if not cases:
@@ -159,21 +175,43 @@ def card_text(card: Card) -> str:
         "",
         "## How it was trained",
         "",
-        f"- network: {card.architecture}, {card.parameters / 1e6:.1f} million parameters",
-        f"- works at {_times(card.working_spacing, ' mm')} with patches of {_times(card.patch_size)}",
+        *_network_lines(card),
+        *_first_stage_lines(card),
         *(f"- {name.replace('_', ' ')}: {_shown(value)}" for name, value in card.training.items()),
         f"- versions: {', '.join(f'{name} {text}' for name, text in card.versions.items())}",
         "",
-        "| fold | epochs | steps | time | Dice of held-out cases |",
-        "|---|---|---|---|---|",
-        *(
-            f"| {fold.fold} | {fold.epochs} | {fold.steps} | {duration(fold.seconds)} | {_number(fold.dice)} |"
-            for fold in card.folds
-        ),
+        *_fold_lines(card.folds),
         "",
         *_score_lines(card),
     ]
     return "\n".join(lines).rstrip() + "\n"
+
+
+def _network_lines(stage: Card | StageFacts) -> list[str]:
+    return [
+        f"- network: {stage.architecture}, {stage.parameters / 1e6:.1f} million parameters",
+        f"- works at {_times(stage.working_spacing, ' mm')} with patches of {_times(stage.patch_size)}",
+    ]
+
+
+def _fold_lines(folds: tuple[FoldFacts, ...]) -> list[str]:
+    rows = (
+        f"| {fold.fold} | {fold.epochs} | {fold.steps} | {duration(fold.seconds)} | {_number(fold.dice)} |"
+        for fold in folds
+    )
+    return ["| fold | epochs | steps | time | Dice of held-out cases |", "|---|---|---|---|---|", *rows]
+
+
+def _first_stage_lines(card: Card) -> list[str]:
+    stage = card.first_stage
+    if stage is None:
+        return []
+    inner = [line.removeprefix("- ") for line in _network_lines(stage)]
+    scores = ", ".join(f"{fold.fold}: {_number(fold.dice)}" for fold in stage.folds)
+    return [
+        f"- refines the segmentations of {stage.configuration}, which comes with it: {', '.join(inner)}; Dice of "
+        f"held-out cases by fold: {scores}"
+    ]
 
 
 def _spacing_lines(card: Card) -> list[str]:

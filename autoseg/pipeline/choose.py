@@ -13,13 +13,13 @@ from autoseg.interop.nnunet_model import as_model_folder
 from autoseg.io.discover import resolve_workspace
 from autoseg.log import get_logger
 from autoseg.pipeline.context import choose_dataset
-from autoseg.pipeline.weights import changed_folds, digests
+from autoseg.pipeline.weights import changed_folds, configuration_of, digests
 from autoseg.schema.folders import ModelFolder, SelectionFolder
 from autoseg.schema.plan import Plan
 from autoseg.schema.postprocessing import PostProcessing, PostStep
-from autoseg.schema.report import EvaluationReport, RunReport
+from autoseg.schema.report import EvaluationReport
 from autoseg.schema.selection import Selection
-from autoseg.schema.settings import PredictSettings
+from autoseg.schema.settings import ModelSettings, PredictSettings
 
 _LOG = get_logger(__name__)
 
@@ -64,7 +64,7 @@ def choose(settings: PredictSettings) -> Choice:
     return choice
 
 
-def _results(settings: PredictSettings) -> SelectionFolder:
+def _results(settings: ModelSettings) -> SelectionFolder:
     workspace = resolve_workspace(settings.workdir)
     return workspace.selection(choose_dataset(settings.dataset, workspace))
 
@@ -120,7 +120,7 @@ def _selected(folder: SelectionFolder, folds: tuple[str, ...]) -> Choice | None:
     return Choice(models=models, steps=() if any(again) else selection.postprocessing)
 
 
-def choose_model(settings: PredictSettings) -> ModelFolder:
+def choose_model(settings: ModelSettings) -> ModelFolder:
     """The model asked for, else the best single one of the selection, else the trained one of the dataset that did best
     in validation (and say which).
 
@@ -142,7 +142,7 @@ def choose_model(settings: PredictSettings) -> ModelFolder:
     return _best(settings, results.root)
 
 
-def _best(settings: PredictSettings, root: Path) -> ModelFolder:
+def _best(settings: ModelSettings, root: Path) -> ModelFolder:
     trained = [folder for folder in map(ModelFolder, sorted(root.glob("*"))) if folder.finished_folds()]
     fitting = [folder for folder in trained if settings.configuration in {None, configuration_of(folder)}]
     if settings.arch is not None:
@@ -163,7 +163,7 @@ def _best(settings: PredictSettings, root: Path) -> ModelFolder:
     return best
 
 
-def _named_model(root: Path, settings: PredictSettings) -> ModelFolder:
+def _named_model(root: Path, settings: ModelSettings) -> ModelFolder:
     folder = ModelFolder(root)
     if not folder.finished_folds():
         raise ModelFolderError(
@@ -179,10 +179,6 @@ def _named_model(root: Path, settings: PredictSettings) -> ModelFolder:
                 hint=f"leave out --{flag}, or give another --model",
             )
     return folder
-
-
-def configuration_of(folder: ModelFolder) -> str:
-    return str(records.load(RunReport, folder.run).settings.get("configuration"))
 
 
 def architecture_of(folder: ModelFolder) -> str:

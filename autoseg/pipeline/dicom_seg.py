@@ -5,13 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-
 from autoseg.errors import SettingError, joined
 from autoseg.io.dicom import is_dicom
 from autoseg.io.images import split_ending
-from autoseg.io.inputs import write_case_seg
-from autoseg.schema.dataset import CaseFiles, Labels
+from autoseg.schema.dataset import CaseFiles
 
 
 def seg_path(target: Path) -> Path:
@@ -31,8 +28,3 @@ def refuse_other_formats(cases: Sequence[CaseFiles]) -> None:
             f"--dicom-seg is for DICOM series, and these images are none:\n{joined(others)}",
             hint="leave out --dicom-seg, or give the folder of the series with -i",
         )
-
-
-def write_seg(target: Path, case: CaseFiles, segmentation: np.ndarray, labels: Labels) -> None:
-    """Write a segmentation (z, y, x) beside ``target``; errors as ``write_dicom_seg``."""
-    write_case_seg(seg_path(target), case, segmentation, labels)

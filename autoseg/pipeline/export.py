@@ -7,15 +7,16 @@ from pathlib import Path
 
 from autoseg import records
 from autoseg.errors import ModelFolderError, SettingError
+from autoseg.inference.cascade import PREVIOUS_MODEL, check_before
 from autoseg.io.bundle import Content, describe, file_sha256, write_bundle
 from autoseg.log import get_logger, size
 from autoseg.pipeline.card import card_text, make_card, public_run
-from autoseg.pipeline.choose import choose_model, configuration_of
+from autoseg.pipeline.choose import choose_model
+from autoseg.pipeline.weights import configuration_of, stage_before
 from autoseg.schema.dataset import DatasetSpec
-from autoseg.schema.folders import ModelFolder, Workspace
+from autoseg.schema.folders import FIRST_STAGE, ModelFolder, Workspace
 from autoseg.schema.plan import Plan
 from autoseg.schema.report import EvaluationReport, RunReport
-from autoseg.schema.settings import PredictSettings
 from autoseg.schema.sharing import CARD, LICENCE, READABLE_CARD, Manifest
 from autoseg.schema.tools import ExportSettings
 from autoseg.version import version
@@ -30,21 +31,15 @@ _LARGEST_TEXT = 1 << 20
 def export(settings: ExportSettings) -> Path:
     """Write the model that ``settings`` choose into one file (or, with ``onnx``, a folder) and return its path.
 
-    The same model gives the same bytes. Case names, paths and fingerprints stay behind.
+    The same model gives the same bytes. Case names, paths and fingerprints stay behind. Of a cascade both stages are
+    written, of the first one all folds, as prediction uses them.
 
     Raises:
-        ModelFolderError: there is no trained model, or not these folds.
+        ModelFolderError: there is no trained model, or not these folds, or the first stage of a cascade is not there.
         SettingError: the file exists already, or cannot be written.
         ResourceError: the disk is full.
     """
-    chosen = PredictSettings(
-        workdir=settings.workdir,
-        model=settings.model,
-        dataset=settings.dataset,
-        configuration=settings.configuration,
-        arch=settings.arch,
-    )
-    model = choose_model(chosen)
+    model = choose_model(settings)
     folds = _folds(model, settings.fold)
     plan = records.load(Plan, model.plan)
     name = model_name(model, plan)
@@ -54,36 +49,37 @@ def export(settings: ExportSettings) -> Path:
         return export_onnx(
             model, folds, Path(settings.output or f"{plan.dataset}_{name}_onnx").expanduser(), force=settings.force
         )
-    _refuse_second_stage(plan, model)
+    before = _first_stage(plan, model)
     target = Path(settings.output or f"{plan.dataset}_{name}.autoseg.zip").expanduser().absolute()
     if target.is_dir():
         raise SettingError(f"{target} is a folder", hint="give the name of a file with -o")
     if target.exists() and not settings.force:
         raise SettingError(f"{target} exists already", hint="give another name with -o, or replace it with --force")
     licence, text = _licence(settings.licence)
-    members = _members(model, folds, plan, licence=licence, licence_text=text, intended_use=settings.intended_use)
+    members = _members(model, folds, before, licence=licence, licence_text=text, intended_use=settings.intended_use)
     manifest = Manifest(dataset=plan.dataset, model=name, licence=licence, autoseg=version(), members=describe(members))
     write_bundle(target, manifest, members)
     if settings.licence is None:
         _LOG.warning("no licence is stated, so nobody may use these weights without asking: give one with --licence")
     _LOG.info("model: %s, folds %s", model.root, ", ".join(folds))
+    if before is not None:
+        _LOG.info("first stage: %s, folds %s", before.root, ", ".join(before.finished_folds()))
     _LOG.info("file: %s, %s\nsha256: %s", target, size(target.stat().st_size), file_sha256(target))
     return target
 
 
 def model_name(model: ModelFolder, plan: Plan) -> str:
     """The folder that training gives such a model, wherever this one lies."""
-    configuration = plan.configuration(str(records.load(RunReport, model.run).settings.get("configuration")))
+    configuration = plan.configuration(configuration_of(model))
     return Workspace(Path()).model(plan.dataset, configuration.name, configuration.architecture.label).root.name
 
 
-def _refuse_second_stage(plan: Plan, model: ModelFolder) -> None:
-    configuration = plan.configuration(configuration_of(model))
-    if configuration.previous_stage is not None:
-        raise SettingError(
-            f"{configuration.name} refines predictions of {configuration.previous_stage}: two models, not one file",
-            hint=f"copy both folders in {model.root.parent}, or export a model that was trained with -c 3d_fullres",
-        )
+def _first_stage(plan: Plan, model: ModelFolder) -> ModelFolder | None:
+    before = stage_before(model)
+    if before is not None:
+        theirs = records.load(Plan, before.plan)
+        check_before(theirs, configuration_of(before), plan, plan.configuration(configuration_of(model)))
+    return before
 
 
 def _folds(model: ModelFolder, asked: tuple[str, ...]) -> tuple[str, ...]:
@@ -125,20 +121,15 @@ def _words(given: str, flag: str) -> str:
 def _members(
     model: ModelFolder,
     folds: tuple[str, ...],
-    plan: Plan,
+    before: ModelFolder | None,
     *,
     licence: str,
     licence_text: str,
     intended_use: str | None,
 ) -> dict[str, Content]:
     use = _words(intended_use, "--intended-use").strip() if intended_use is not None else _NO_USE
-    card = make_card(model, folds, licence=licence, intended_use=use)
-    spec = replace(records.load(DatasetSpec, model.dataset), cases=())
-    run = public_run(records.load(RunReport, model.run))
+    card = make_card(model, folds, before, licence=licence, intended_use=use)
     members: dict[str, Content] = {
-        model.plan.name: records.to_json(plan).encode(),
-        model.dataset.name: records.to_json(spec).encode(),
-        model.run.name: records.to_json(run).encode(),
         CARD: records.to_json(card).encode(),
         READABLE_CARD: card_text(card).encode(),
         LICENCE: licence_text.encode(),
@@ -147,6 +138,23 @@ def _members(
         path = model.root / name
         if path.exists():
             members[name] = path.read_bytes()
+    if before is None:
+        return members | _stage(model, folds)
+    first = _stage(before, before.finished_folds())
+    members |= {f"{FIRST_STAGE}/{name}": content for name, content in first.items()}
+    # Inside the model of the second stage, wherever it lay before.
+    return members | _stage(model, folds, **{PREVIOUS_MODEL: FIRST_STAGE})
+
+
+def _stage(model: ModelFolder, folds: tuple[str, ...], **places: str) -> dict[str, Content]:
+    """What prediction needs of a model, by its name inside the model's folder; ``places`` as for ``public_run``."""
+    spec = replace(records.load(DatasetSpec, model.dataset), cases=())
+    run = public_run(records.load(RunReport, model.run), **places)
+    members: dict[str, Content] = {
+        model.plan.name: records.to_json(records.load(Plan, model.plan)).encode(),
+        model.dataset.name: records.to_json(spec).encode(),
+        model.run.name: records.to_json(run).encode(),
+    }
     for name in folds:
         folder, inside = model.fold(name), f"fold_{name}"
         members[f"{inside}/{folder.weights.name}"] = folder.weights

@@ -11,14 +11,16 @@ from pathlib import Path
 
 from autoseg import records
 from autoseg.errors import ModelFolderError, RecordError, SettingError
+from autoseg.inference.cascade import PREVIOUS_MODEL, check_before
 from autoseg.inference.ensemble import weights_configuration
 from autoseg.io.bundle import Bundle, describe, file_sha256, open_bundle
 from autoseg.io.discover import resolve_workspace
 from autoseg.log import get_logger
 from autoseg.pipeline.context import remember_dataset
+from autoseg.pipeline.weights import configuration_of
 from autoseg.schema.dataset import DatasetSpec
-from autoseg.schema.folders import ModelFolder, Workspace
-from autoseg.schema.plan import Plan
+from autoseg.schema.folders import FIRST_STAGE, ModelFolder, Workspace
+from autoseg.schema.plan import Configuration, Plan
 from autoseg.schema.report import RunReport
 from autoseg.schema.sharing import CARD, LICENCE, READABLE_CARD, Card, Manifest, is_folder_name
 from autoseg.schema.tools import InstallSettings
@@ -26,6 +28,7 @@ from autoseg.schema.tools import InstallSettings
 _LOG = get_logger(__name__)
 
 _SHOWN_LICENCE_LINES = 20
+_AUTHOR = "ask for a file that autoseg_export made"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +92,8 @@ def _compare(path: Path, expected: str | None) -> None:
 def _is_installed(model: ModelFolder, manifest: Manifest) -> bool:
     """Whether every member lies there unchanged, and no further fold."""
     paths = {member.name: model.root / member.name for member in manifest.members}
-    if not all(path.is_file() for path in paths.values()) or set(model.finished_folds()) != set(manifest.folds):
+    there = (set(model.finished_folds()), set(model.first_stage.finished_folds()))
+    if not all(path.is_file() for path in paths.values()) or there != (set(manifest.folds), set(manifest.first_folds)):
         return False
     return describe(paths) == tuple(sorted(manifest.members, key=lambda member: member.name))
 
@@ -132,23 +136,43 @@ def _check(model: ModelFolder, bundle: Bundle) -> None:
     """Records can be read and belong together, and every fold says that it is of this configuration.
 
     Raises:
-        ModelFolderError: they do not.
+        ModelFolderError: they do not, or a cascade does not bring the first stage that fits it.
     """
     try:
-        plan = records.load(Plan, model.plan)
-        records.load(DatasetSpec, model.dataset)
+        plan, configuration = _trained(model)
         records.load(Card, model.root / CARD)
-        name = str(records.load(RunReport, model.run).settings.get("configuration"))
-        plan.configuration(name)
-    except (RecordError, SettingError) as error:
+        problems = _strange_folds(model)
+        if bundle.manifest.first_folds:
+            before, first = _trained(model.first_stage)
+            check_before(before, first.name, plan, configuration)
+            problems += [f"{FIRST_STAGE} {fold}" for fold in _strange_folds(model.first_stage)]
+        elif configuration.previous_stage is not None:
+            raise ModelFolderError(
+                f"{configuration.name} comes without its model of {configuration.previous_stage}", hint=_AUTHOR
+            )
+        named = records.load(RunReport, model.run).settings.get(PREVIOUS_MODEL)
+    except (RecordError, SettingError, ModelFolderError) as error:
         raise ModelFolderError(
             f"{bundle.path} does not hold a model that this autoseg can use: {error.message}", hint=error.hint
         ) from error
-    problems = [
-        f"fold {fold}" for fold in model.finished_folds() if weights_configuration(model.fold(fold).weights) != name
-    ]
-    if plan.dataset != bundle.manifest.dataset or problems:
+    # Any other path would lead to a model that did not come with this one.
+    if configuration.previous_stage is not None and named != FIRST_STAGE:
+        problems.append(f"{PREVIOUS_MODEL} {named}")
+    if plan.dataset != bundle.manifest.dataset:
+        problems.append(plan.dataset)
+    if problems:
         raise ModelFolderError(
-            f"{bundle.path} holds parts of different models: {', '.join(problems) or plan.dataset}",
-            hint="ask for a file that autoseg_export made",
+            f"{bundle.path} holds parts of different models: {', '.join(problems)}", hint=_AUTHOR
         )
+
+
+def _trained(model: ModelFolder) -> tuple[Plan, Configuration]:
+    plan = records.load(Plan, model.plan)
+    records.load(DatasetSpec, model.dataset)
+    return plan, plan.configuration(configuration_of(model))
+
+
+def _strange_folds(model: ModelFolder) -> list[str]:
+    """Those whose weights are of another configuration."""
+    name, folds = configuration_of(model), model.finished_folds()
+    return [f"fold {fold}" for fold in folds if weights_configuration(model.fold(fold).weights) != name]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import shlex
 import sys
 import time
@@ -29,16 +28,17 @@ from autoseg.inference.cascade import model_before
 from autoseg.inference.joint import JointPredictor
 from autoseg.inference.predictor import Predictor, Segmentation
 from autoseg.inference.uncertainty import DoubtfulPredictor
+from autoseg.io.bundle import file_sha256
 from autoseg.io.discover import repeated
 from autoseg.io.images import read_label, split_ending, write_label
-from autoseg.io.inputs import cases_to_predict, output_ending, read_case
+from autoseg.io.inputs import cases_to_predict, output_ending, read_case, write_case_seg
 from autoseg.io.volume import Geometry
 from autoseg.log import duration, get_logger, progress
 from autoseg.ops.postprocess import postprocess
 from autoseg.parallel import map_cases, prefetch
 from autoseg.pipeline.choose import Choice, choose
 from autoseg.pipeline.context import versions
-from autoseg.pipeline.dicom_seg import refuse_other_formats, seg_path, write_seg
+from autoseg.pipeline.dicom_seg import refuse_other_formats, seg_path
 from autoseg.pipeline.uncertainty import (
     doubt_files,
     doubtful,
@@ -254,10 +254,12 @@ def _describe(choice: Choice, members: Sequence[Predictor]) -> PredictionRun:
     weights: dict[str, str] = {}
     for model, member in zip(choice.models, members, strict=True):
         prefix = f"{model.root.name}/" if len(members) > 1 else ""
-        weights |= {f"{prefix}{name}": _digest(model.fold(name).weights) for name in member.folds}
+        weights |= {f"{prefix}{name}": file_sha256(model.fold(name).weights) for name in member.folds}
         if member.first is not None:
             before = model_before(model, member.configuration)
-            weights |= {f"{before.root.name}/{name}": _digest(before.fold(name).weights) for name in member.first.folds}
+            weights |= {
+                f"{before.root.name}/{name}": file_sha256(before.fold(name).weights) for name in member.first.folds
+            }
     first = members[0]
     return PredictionRun(
         command=shlex.join(["autoseg_predict", *sys.argv[1:]]),
@@ -270,14 +272,6 @@ def _describe(choice: Choice, members: Sequence[Predictor]) -> PredictionRun:
         postprocessing=choice.steps,
         versions=versions(),
     )
-
-
-def _digest(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        while block := stream.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _same_making(path: Path, run: PredictionRun) -> bool:
@@ -361,7 +355,7 @@ def _write(result: _Result, target: Path, steps: Sequence[PostStep], seg: Labels
             write_doubt(target, result.segmentation.doubt, result.geometry)
         labels = postprocess(result.segmentation.labels, steps, voxel_size=result.geometry.voxel_size)
         if seg is not None:
-            write_seg(target, result.case, labels, seg)
+            write_case_seg(seg_path(target), result.case, labels, seg)
         write_label(target, labels, result.geometry)
     except ResourceError:
         # A full disk fails every image that follows.

@@ -1,4 +1,4 @@
-"""Which weights something was found out about, to notice when they are others now."""
+"""What a trained model is: its configuration, and its weights, to notice when they are others now."""
 
 from __future__ import annotations
 
@@ -32,15 +32,19 @@ def changed_folds(known: Mapping[str, str], today: Mapping[str, str]) -> tuple[s
     return tuple(name for name, digest in today.items() if known.get(name, digest) != digest)
 
 
+def configuration_of(model: ModelFolder) -> str:
+    """The name of the configuration that a model was trained with."""
+    return str(records.load(RunReport, model.run).settings.get("configuration"))
+
+
 def stage_before(model: ModelFolder) -> ModelFolder | None:
     """Of the second stage of a cascade, the model of the first.
 
     Raises:
         ModelFolderError: it is not there.
     """
-    name = records.load(RunReport, model.run).settings.get("configuration")
-    configuration = records.load(Plan, model.plan).configuration(str(name))
+    configuration = records.load(Plan, model.plan).configuration(configuration_of(model))
     return None if configuration.previous_stage is None else model_before(model, configuration)
 
 
-__all__ = ["changed_folds", "digests", "stage_before"]
+__all__ = ["changed_folds", "configuration_of", "digests", "stage_before"]

@@ -5,23 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from autoseg.schema.settings import DEVICE_HELP, CommonSettings, option
+from autoseg.schema.settings import DEVICE_HELP, ModelSettings, option
 
 
 @dataclass(frozen=True, kw_only=True)
-class CalibrateSettings(CommonSettings):
+class CalibrateSettings(ModelSettings):
     """Fit the temperature of a trained model on its cross-validation."""
 
-    model: str | None = option(
-        None, "model folder; default: the best trained model of the dataset", flags=("-m", "--model"), metavar="DIR"
-    )
-    dataset: str | None = option(
-        None, "dataset; default: the one planned last", flags=("-d", "--dataset"), metavar="DATASET"
-    )
-    configuration: str | None = option(
-        None, "configuration; default: the best one that is trained", flags=("-c", "--configuration"), metavar="NAME"
-    )
-    arch: str | None = option(None, "architecture of the model; default: the best one that is trained", metavar="NAME")
     fold: tuple[str, ...] = option(
         (), "folds to use; default: all that are trained", flags=("-f", "--fold"), metavar="FOLD", many=True
     )

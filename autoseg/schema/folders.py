@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+FIRST_STAGE = "first_stage"
+
 
 @dataclass(frozen=True)
 class Workspace:
@@ -138,6 +140,11 @@ class ModelFolder:
     def previous_stage(self) -> Path:
         """Of the second stage of a cascade: what the first one says of the training cases, on the second one's grid."""
         return self.root / "previous_stage"
+
+    @property
+    def first_stage(self) -> ModelFolder:
+        """Of a cascade that came as one model, the first stage; models that are trained here lie side by side."""
+        return ModelFolder(self.root / FIRST_STAGE)
 
     def fold(self, name: int | str) -> FoldFolder:
         return FoldFolder(self.root / f"fold_{name}")

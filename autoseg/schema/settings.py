@@ -223,11 +223,9 @@ class RaceSettings(CommonSettings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PredictSettings(CommonSettings):
-    """Segment new images with every trained fold."""
+class ModelSettings(CommonSettings):
+    """Which trained model a command is about."""
 
-    inputs: str = option("", "folder with images (or one image)", flags=("-i", "--inputs"), metavar="IN")
-    outputs: str = option("", "folder for segmentations", flags=("-o", "--outputs"), metavar="OUT")
     model: str | None = option(
         None, "model folder; default: the best trained model of the dataset", flags=("-m", "--model"), metavar="DIR"
     )
@@ -238,6 +236,14 @@ class PredictSettings(CommonSettings):
         None, "configuration; default: the best one that is trained", flags=("-c", "--configuration"), metavar="NAME"
     )
     arch: str | None = option(None, "architecture of the model; default: the best one that is trained", metavar="NAME")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictSettings(ModelSettings):
+    """Segment new images with every trained fold."""
+
+    inputs: str = option("", "folder with images (or one image)", flags=("-i", "--inputs"), metavar="IN")
+    outputs: str = option("", "folder for segmentations", flags=("-o", "--outputs"), metavar="OUT")
     fold: tuple[str, ...] = option(
         (), "folds of the ensemble; default: all that are trained", flags=("-f", "--fold"), metavar="FOLD", many=True
     )

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from autoseg.schema.fingerprint import Spacing
+from autoseg.schema.folders import FIRST_STAGE
 
 MANIFEST = "autoseg.json"
 CARD = "card.json"
@@ -15,10 +17,13 @@ LICENCE = "LICENCE.txt"
 
 # Everything that a file may hold, by full name. Nothing else is ever written to a disk.
 _MEMBERS = re.compile(
-    r"(?:plan|dataset|run|card|postprocessing|calibration)\.json|CARD\.md|LICENCE\.txt"
-    r"|fold_(?:all|0|[1-9][0-9]{0,2})/(?:weights\.safetensors|fold\.json|validation/summary\.json)"
+    r"(?:card|postprocessing|calibration)\.json|CARD\.md|LICENCE\.txt"
+    rf"|(?:{FIRST_STAGE}/)?(?:(?:plan|dataset|run)\.json"
+    r"|fold_(?:all|0|[1-9][0-9]{0,2})/(?:weights\.safetensors|fold\.json|validation/summary\.json))"
 )
-_REQUIRED = ("plan.json", "dataset.json", "run.json", CARD, READABLE_CARD, LICENCE)
+_WEIGHTS = re.compile(r"(?P<stage>.+/)?fold_(?P<fold>[^/]+)/weights\.safetensors")
+_RECORDS = ("plan.json", "dataset.json", "run.json")
+_TEXTS = (CARD, READABLE_CARD, LICENCE)
 
 
 def is_member(name: str) -> bool:
@@ -27,9 +32,16 @@ def is_member(name: str) -> bool:
 
 
 def missing_members(names: set[str]) -> list[str]:
-    """What a complete model lacks; at least one fold must have weights."""
-    missing = [name for name in _REQUIRED if name not in names]
-    return missing if any(name.endswith(".safetensors") for name in names) else [*missing, "fold_0/weights.safetensors"]
+    """What a complete model lacks; at least one fold must have weights, in a cascade one of each stage."""
+    stages = ("", f"{FIRST_STAGE}/") if any(name.startswith(f"{FIRST_STAGE}/") for name in names) else ("",)
+    required = [f"{stage}{name}" for stage in stages for name in _RECORDS] + list(_TEXTS)
+    required += [f"{stage}fold_0/weights.safetensors" for stage in stages if not _folds(names, stage)]
+    return [name for name in required if name not in names]
+
+
+def _folds(names: Iterable[str], stage: str) -> tuple[str, ...]:
+    matches = filter(None, map(_WEIGHTS.fullmatch, names))
+    return tuple(match["fold"] for match in matches if (match["stage"] or "") == stage)
 
 
 def is_folder_name(text: str) -> bool:
@@ -60,8 +72,12 @@ class Manifest:
 
     @property
     def folds(self) -> tuple[str, ...]:
-        names = (member.name for member in self.members if member.name.endswith("/weights.safetensors"))
-        return tuple(name.split("/")[0].removeprefix("fold_") for name in names)
+        return _folds((member.name for member in self.members), "")
+
+    @property
+    def first_folds(self) -> tuple[str, ...]:
+        """Those of the first stage of a cascade; of any other model none."""
+        return _folds((member.name for member in self.members), f"{FIRST_STAGE}/")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +100,18 @@ class LabelScores:
     dice: float
     surface_dice: float
     hd95: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageFacts:
+    """The first stage of a cascade."""
+
+    configuration: str
+    architecture: str
+    parameters: int
+    working_spacing: Spacing
+    patch_size: tuple[int, ...]
+    folds: tuple[FoldFacts, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,6 +143,8 @@ class Card:
     versions: dict[str, str]
     licence: str
     intended_use: str
+    # Left out where there is none, so that the cards and checksums of all other models stay as they were.
+    first_stage: StageFacts | None = field(default=None, metadata={"omit_default": True})
 
 
 @dataclass(frozen=True, kw_only=True)

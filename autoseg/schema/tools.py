@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from autoseg.schema.settings import DEVICE_HELP, WORKERS_HELP, CommonSettings, option
+from autoseg.schema.settings import DEVICE_HELP, WORKERS_HELP, CommonSettings, ModelSettings, option
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,7 +17,7 @@ class DoctorSettings(CommonSettings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExportSettings(CommonSettings):
+class ExportSettings(ModelSettings):
     """Make one file of a trained model."""
 
     output: str | None = option(
@@ -26,16 +26,6 @@ class ExportSettings(CommonSettings):
         flags=("-o", "--output"),
         metavar="FILE",
     )
-    model: str | None = option(
-        None, "model folder; default: the best trained model of the dataset", flags=("-m", "--model"), metavar="DIR"
-    )
-    dataset: str | None = option(
-        None, "dataset; default: the one planned last", flags=("-d", "--dataset"), metavar="DATASET"
-    )
-    configuration: str | None = option(
-        None, "configuration; default: the best one that is trained", flags=("-c", "--configuration"), metavar="NAME"
-    )
-    arch: str | None = option(None, "architecture of the model; default: the best one that is trained", metavar="NAME")
     fold: tuple[str, ...] = option(
         (), "folds to give away; default: all that are trained", flags=("-f", "--fold"), metavar="FOLD", many=True
     )
