@@ -19,7 +19,7 @@ from autoseg.schema.settings import (
 
 _PREPARE_GROUPS = {
     "dataset": ("dataset", "verify", "tolerance"),
-    "plan": ("configurations", "arch", "memory", "device", "spacing", "patch_size", "batch_size"),
+    "plan": ("configurations", "arch", "memory", "time_budget", "device", "spacing", "patch_size", "batch_size"),
     "work": ("workers", "clean"),
 }
 

@@ -17,16 +17,9 @@ from autoseg.inference.predictor import Predictor
 from autoseg.io.label_maps import LabelMaps
 from autoseg.io.store import CaseStore
 from autoseg.log import get_logger, progress
-from autoseg.pipeline.train import (
-    ALL,
-    Training,
-    begun_otherwise,
-    fold_runs,
-    fold_task,
-    refuse_other_plan,
-    set_up,
-    train,
-)
+from autoseg.pipeline.set_up import Training, fold_runs, fold_task, set_up
+from autoseg.pipeline.splits import ALL
+from autoseg.pipeline.train import begun_otherwise, refuse_other_plan, train
 from autoseg.preprocessing.case import PreprocessedCase
 from autoseg.preprocessing.trace import between_grids
 from autoseg.schema.plan import Configuration
@@ -81,12 +74,15 @@ def train_first_stage(training: Training) -> Training:
                 hint=f"with torchrun, train the stages one after the other: first -c {lower.configuration.name}",
             )
         started = time.monotonic()
-        train(replace(lower.settings, fold=todo))
+        train(replace(lower.settings, fold=todo), as_planned=True)
         # What goes beyond the share is the second stage's loss, or the command would take too long.
         seconds = min(time.monotonic() - started, math.inf if share is None else share)
     digests = {fold: weights_hash(lower.model.fold(fold).weights) for fold in needed}
     folds = {name: _previous_stage(training, cases, digests) for name, cases in teachers.items()}
-    spent = share is not None and any(run.budget == share for run in fold_runs(lower, needed).values())
+    own = fold_runs(training)
+    # The command that trained the first stage is over once the second one is finished: another has its whole time.
+    over = len(own) == len(training.folds) and all(run.status != "training" or run.round for run in own.values())
+    spent = not over and share is not None and any(run.budget == share for run in fold_runs(lower, needed).values())
     left = budget - share if budget is not None and share is not None and spent else budget
     earlier = EarlierStage(model=lower.model, folds=folds, seconds=seconds)
     second = replace(training, earlier=earlier, settings=replace(training.settings, time_budget=left))

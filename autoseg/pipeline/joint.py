@@ -17,16 +17,8 @@ from autoseg.pipeline.cascade import train_first_stage
 from autoseg.pipeline.context import choose_dataset
 from autoseg.pipeline.initial import refuse_other_start, refuse_start
 from autoseg.pipeline.objective import choose_objective
-from autoseg.pipeline.train import (
-    Training,
-    fold_runs,
-    fold_task,
-    refuse_other_plan,
-    set_up,
-    sum_up,
-    train,
-    write_model_facts,
-)
+from autoseg.pipeline.set_up import Training, fold_runs, fold_task, set_up
+from autoseg.pipeline.train import refuse_other_plan, sum_up, train, write_model_facts
 from autoseg.pipeline.validate import estimate_validation, validate_fold
 from autoseg.report import progress_png
 from autoseg.schema.folders import ModelFolder
@@ -179,13 +171,16 @@ def _train_and_validate(
     joint: JointTraining, name: str, budget: TimeBudget | None, *, stop: Callable[[], bool]
 ) -> list[str]:
     task = joint.fold(name)
-    before = _runs(joint).get(name)
-    run = train_joint_fold(
-        task,
-        stop=stop,
-        target_seconds=None if budget is None else _target(joint, name, budget, before),
-        draw_progress=_draw_progress(joint, task),
-    )
+    if budget is not None and name in budget.finished:
+        run = _runs(joint)[name]
+    else:
+        task = replace(task, share=budget.share(name) if budget is not None else None)
+        run = train_joint_fold(
+            task,
+            stop=stop,
+            target_seconds=None if budget is None else _target(joint, name, budget),
+            draw_progress=_draw_progress(joint, task),
+        )
     problems, seconds = [], 0.0
     for domain in joint.domains:
         clock = time.monotonic()
@@ -218,20 +213,18 @@ def _runs(joint: JointTraining) -> dict[str, FoldRun]:
 
 
 def _target(
-    joint: JointTraining, name: str, budget: TimeBudget, before: FoldRun | None
-) -> Callable[[Sequence[TrainState], Sequence[Kitchen]], float]:
+    joint: JointTraining, name: str, budget: TimeBudget
+) -> Callable[[float, Sequence[TrainState], Sequence[Kitchen]], float]:
     """A function that says how long this fold may train."""
+    deadline = budget.deadline(name)
 
-    def target(states: Sequence[TrainState], kitchens: Sequence[Kitchen]) -> float:
-        trained = states[0].elapsed
-        if name in budget.finished and before is not None and before.target_seconds is not None:
-            return min(before.target_seconds, trained)
+    def target(trained: float, states: Sequence[TrainState], kitchens: Sequence[Kitchen]) -> float:
         validation = 0.0
         if joint.settings.validate and name.isdigit():
             for domain, state, kitchen in zip(joint.domains, states, kitchens, strict=True):
                 cases = domain.splits.folds[int(name)].val
                 validation += estimate_validation(domain.store, cases, state.network, kitchen)
-        return budget.training_seconds(name, joint.folds, trained=trained, validation=validation)
+        return budget.training_seconds(deadline, trained=trained, validation=validation)
 
     return target
 

@@ -167,6 +167,7 @@ def plan(settings: PrepareSettings) -> Plan:
             "spacing": settings.spacing,
             "patch_size": settings.patch_size,
             "batch_size": settings.batch_size,
+            "time_budget": settings.time_budget,
         },
     )
     kept = None if settings.clean else _kept_plan(folder, origin, spec, cost)
@@ -182,6 +183,10 @@ def plan(settings: PrepareSettings) -> Plan:
             cost=cost,
             traits_of=traits_of,
         )
+        if settings.time_budget is not None:
+            from autoseg.pipeline.pace import plan_to_time
+
+            made = plan_to_time(made, settings, folder)
         save_plan(folder, made, origin)
     remember_dataset(spec.name, workspace)
     budget = size(made.memory_bytes)
@@ -257,7 +262,7 @@ def _refuse_contradictions(
         problems.append("its labels or channels are not those of dataset.json")
     before = known.settings
     today = json.loads(records.to_json(wanted))["settings"]
-    for name in ("memory", "spacing", "patch_size", "batch_size"):
+    for name in ("memory", "spacing", "patch_size", "batch_size", "time_budget"):
         if today[name] is not None and today[name] != before.get(name):
             problems.append(f"--{name.replace('_', '-')} asks for something else")
     if problems:
@@ -310,12 +315,16 @@ def preprocess(settings: PrepareSettings, made: Plan | None = None) -> None:
 
 def _unedited_plan(folder: PreparedFolder) -> Plan | None:
     """The plan on disk if it is as it was written, checked; checking it again would cost more than preprocessing."""
-    if not folder.plan.exists() or not folder.plan_origin.exists():
+    if not folder.plan.exists() or is_edited(folder):
         return None
-    text = folder.plan.read_text(encoding="utf-8")
-    if _hash(text) != records.load(PlanOrigin, folder.plan_origin).plan_hash:
-        return None
-    return records.from_json(Plan, text, source=str(folder.plan))
+    return records.load(Plan, folder.plan)
+
+
+def is_edited(folder: PreparedFolder) -> bool:
+    """Whether a person wrote the plan, or something in it; the plan is there."""
+    if not folder.plan_origin.exists():
+        return True
+    return _hash(folder.plan.read_text(encoding="utf-8")) != records.load(PlanOrigin, folder.plan_origin).plan_hash
 
 
 def load_plan(folder: PreparedFolder, settings: PrepareSettings) -> Plan:

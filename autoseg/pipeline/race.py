@@ -27,7 +27,9 @@ from autoseg.pipeline.context import choose_dataset
 from autoseg.pipeline.halving import number_of_rounds, racing_seconds, schedule, seconds_each, survivors
 from autoseg.pipeline.prepare import load_plan, plan_identity
 from autoseg.pipeline.ranking import mean_dice, rank, ranking_csv, ranking_table, verdict
-from autoseg.pipeline.train import ALL, set_up, train
+from autoseg.pipeline.set_up import set_up
+from autoseg.pipeline.splits import ALL
+from autoseg.pipeline.train import train
 from autoseg.planning.choice import choose_architecture
 from autoseg.schema.fingerprint import Fingerprint
 from autoseg.schema.folders import ModelFolder, PreparedFolder, RaceFolder
@@ -304,7 +306,7 @@ def _train(opened: _Race, name: str, number: int, seconds: float) -> RaceTrainin
     folds = opened.settings.fold
     model = opened.folder.model(number, configuration.name, name)
     settings = _train_settings(opened, name, seconds=seconds * len(folds))
-    train(settings, model=model, stop_file=opened.folder.stop_file)
+    train(settings, model=model, stop_file=opened.folder.stop_file, as_planned=True)
     runs = [records.load(FoldRun, model.fold(fold).run) for fold in folds]
     return replace(
         entry,

@@ -5,71 +5,35 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from autoseg import records
 from autoseg.errors import DatasetError, PartialError, RecordError, SettingError, joined
-from autoseg.inference.cascade import PREVIOUS_MODEL
 from autoseg.io.discover import resolve_workspace
-from autoseg.io.store import CaseStore
 from autoseg.log import duration, get_logger, table
-from autoseg.nets import traits_of
-from autoseg.nets.cost import training_cost
-from autoseg.nets.device import choose_device, choose_precision
-from autoseg.pipeline.alternative import plan_for
-from autoseg.pipeline.budget import TimeBudget, open_budget
-from autoseg.pipeline.context import choose_dataset, machine, typed_command, versions
-from autoseg.pipeline.initial import choose_start, initial_record, refuse_other_start
-from autoseg.pipeline.objective import choose_objective
-from autoseg.pipeline.prepare import preprocess_configuration
-from autoseg.pipeline.splits import ALL, choose_splits, fold_cases, refuse_other_splits
-from autoseg.pipeline.stores import store_of
+from autoseg.nets.device import choose_device
+from autoseg.pipeline.budget import TimeBudget, open_budget, validation_seconds
+from autoseg.pipeline.context import machine, typed_command, versions
+from autoseg.pipeline.initial import initial_record, refuse_other_start
+from autoseg.pipeline.pace import in_time
+from autoseg.pipeline.set_up import Training, fold_runs, fold_task, set_up
+from autoseg.pipeline.splits import ALL, refuse_other_splits
 from autoseg.pipeline.validate import estimate_validation, validate_fold
-from autoseg.planning import mirror_axes, refuse_other_dataset
 from autoseg.report import progress_png, write_report
-from autoseg.schema.architecture import Recipe
-from autoseg.schema.dataset import DatasetSpec
 from autoseg.schema.fingerprint import Fingerprint
-from autoseg.schema.folders import ModelFolder
-from autoseg.schema.plan import Configuration, Plan
-from autoseg.schema.report import EvaluationReport, FoldRun, RunReport
+from autoseg.schema.folders import PREVIOUS_MODEL, ModelFolder
+from autoseg.schema.plan import Plan
+from autoseg.schema.report import EvaluationReport, RunReport
 from autoseg.schema.settings import TrainSettings
-from autoseg.schema.splits import Splits
 from autoseg.training.distributed import joined_world, read_world, world_device
 from autoseg.training.fold import FoldTask, train_fold
-from autoseg.training.objective import Objective
-from autoseg.training.previous import EarlierStage
-from autoseg.training.recipe import chosen_recipe
 from autoseg.training.state import TrainState, history_rows
 from autoseg.training.step import Kitchen
 from autoseg.training.stop import stop_requests
-from autoseg.training.transfer import Start
 
 _LOG = get_logger(__name__)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Training:
-    """Everything that the folds share; ``earlier`` is of the second stage of a cascade."""
-
-    settings: TrainSettings
-    spec: DatasetSpec
-    plan: Plan
-    configuration: Configuration
-    splits: Splits
-    recipe: Recipe
-    mirror_axes: tuple[int, ...]
-    store: CaseStore
-    model: ModelFolder
-    start: Start | None = None
-    earlier: EarlierStage | None = None
-    objective: Objective = field(default_factory=Objective)
-
-    @property
-    def folds(self) -> tuple[str, ...]:
-        return self.settings.fold or tuple(str(index) for index in range(len(self.splits.folds)))
 
 
 def train(
@@ -77,14 +41,20 @@ def train(
     *,
     model: ModelFolder | None = None,
     stop_file: Path | None = None,
+    plan: Plan | None = None,
     first_stage: Callable[[Training], Training] | None = None,
+    as_planned: bool = False,
+    clock: Callable[[], float] = time.monotonic,
 ) -> ModelFolder:
     """Train the folds that ``settings`` ask for, one after the other, and return the model's folder.
 
     Args:
         model: where the model goes, in place of its folder in the results.
+        plan: in place of the dataset's plan, with the same images.
         stop_file: what a person creates to end training, in place of STOP in the model's folder.
         first_stage: trains what comes first where ``settings`` ask for the second stage of a cascade.
+        as_planned: neither fit the plan to a time budget nor go on with finished folds.
+        clock: what a time budget is measured with, in seconds.
 
     Raises:
         SettingError: no such configuration or fold, or the model's folder holds folds of another plan or other cases.
@@ -92,26 +62,36 @@ def train(
         StoppedError: the user asked to stop; the same command goes on.
         PartialError: all folds are trained, but some validation cases could not be scored.
     """
-    started = time.monotonic()
+    started = clock()
     world = read_world()
     if not world.is_first:
         logging.getLogger("autoseg").setLevel(logging.ERROR)
-    training = set_up(settings, model=model, first_stage=first_stage)
+    training = set_up(settings, model=model, plan=plan, first_stage=first_stage)
     if training.earlier is not None:
         # That time was the first stage's share, and is not in the second one's.
         started += training.earlier.seconds
+    if not as_planned:
+        training = in_time(training, clock=clock)
     refuse_other_settings(training)
     write_model_facts(training)
     budget = None
     if training.settings.time_budget is not None:
-        budget = open_budget(training.settings.time_budget, training.folds, fold_runs(training), started=started)
+        budget = open_budget(
+            training.settings.time_budget,
+            training.folds,
+            fold_runs(training),
+            started=started,
+            validate=training.settings.validate,
+            extend=not as_planned,
+            clock=clock,
+        )
     problems: list[str] = []
     # Joined once for all folds: a second group would find the first one's keys in torchrun's store.
     device = world_device(choose_device(settings.device), world)
     with joined_world(world, device), stop_requests(stop_file or training.model.stop_file) as stop:
         for name in training.folds:
             try:
-                _train_and_validate(training, name, budget, stop=stop)
+                _train_and_validate(training, name, budget, stop=stop, clock=clock)
             except DatasetError as error:
                 problems.append(error.message)
     if world.is_first:
@@ -122,92 +102,6 @@ def train(
             hint="mend these files and run the same command again; only what is missing is done",
         )
     return training.model
-
-
-def set_up(
-    settings: TrainSettings,
-    *,
-    model: ModelFolder | None = None,
-    first_stage: Callable[[Training], Training] | None = None,
-) -> Training:
-    """Read plan, splits and store; preprocess what is missing, and train what comes first (see ``train``)."""
-    workspace = resolve_workspace(settings.workdir)
-    name = choose_dataset(settings.dataset[0] if settings.dataset else None, workspace)
-    folder = workspace.prepared(name)
-    plan = plan_for(folder, settings.arch, device=settings.device)
-    spec = records.load(DatasetSpec, folder.dataset)
-    refuse_other_dataset(plan, spec)
-    configuration = _configuration(plan, settings)
-    if first_stage is None:
-        _refuse_second_stage(plan, configuration)
-    if plan.device == "cpu" and choose_device(settings.device).type == "cuda":
-        _LOG.warning("this plan was made for a CPU: a narrow network; autoseg_plan -d %s makes one for the GPU", name)
-    if read_world().is_first:
-        store = preprocess_configuration(spec, plan, configuration, folder)
-    else:
-        store = store_of(folder, plan, configuration)
-    model = model or workspace.model(name, configuration.name, configuration.architecture.label)
-    splits = choose_splits(settings, folder, model)
-    axes, reason = mirror_axes(plan, configuration) if settings.mirror else ((), "mirroring is switched off")
-    if reason:
-        _LOG.info("mirroring: %s", reason)
-    training = Training(
-        settings=settings,
-        spec=spec,
-        plan=plan,
-        configuration=configuration,
-        splits=splits,
-        recipe=chosen_recipe(traits_of(configuration.architecture.name).recipe, settings),
-        mirror_axes=axes,
-        store=store,
-        model=model,
-    )
-    _check_folds(training)
-    start = choose_start(settings, plan, configuration, training.model, training.folds)
-    objective = choose_objective(settings, plan, spec, folder.fingerprint, training.model)
-    training = replace(training, start=start, objective=objective)
-    return training if configuration.previous_stage is None or first_stage is None else first_stage(training)
-
-
-def _refuse_second_stage(plan: Plan, configuration: Configuration) -> None:
-    if configuration.previous_stage is not None:
-        raise SettingError(
-            f"{configuration.name} refines predictions of {configuration.previous_stage}, which only autoseg_train on "
-            "one dataset does",
-            hint=f"choose one of: {', '.join(c.name for c in plan.configurations if c.previous_stage is None)}",
-        )
-
-
-def _configuration(plan: Plan, settings: TrainSettings) -> Configuration:
-    configuration = plan.configuration(settings.configuration or plan.default_configuration)
-    if settings.batch_size is None:
-        return configuration
-    precision = "float32" if choose_precision(choose_device(settings.device)) is None else "mixed"
-    cost = training_cost(
-        configuration.architecture,
-        configuration.topology,
-        ndim=configuration.ndim,
-        patch_size=configuration.patch_size,
-        batch_size=settings.batch_size,
-        in_channels=plan.input_channels(configuration),
-        num_heads=plan.labels.num_heads,
-        precision=precision,
-    )
-    if cost.memory_bytes > plan.memory_bytes:
-        _LOG.warning(
-            "a batch of %d needs about %.1f GB, the plan was made for %.1f GB",
-            settings.batch_size,
-            cost.memory_bytes / 1e9,
-            plan.memory_bytes / 1e9,
-        )
-    return replace(configuration, batch_size=settings.batch_size, cost=cost)
-
-
-def _check_folds(training: Training) -> None:
-    known = [str(index) for index in range(len(training.splits.folds))]
-    unknown = [name for name in training.folds if name not in known and name != ALL]
-    if unknown:
-        raise SettingError(f"there is no fold {', '.join(unknown)}", hint=f"choose among {', '.join(known)}, or all")
 
 
 def write_model_facts(training: Training) -> None:
@@ -293,15 +187,25 @@ def _identity(plan: Plan, name: str) -> str:
     configuration = plan.configuration(name)
     cost = replace(configuration.cost, parameters=0, memory_bytes=0, flops=0)
     bare = replace(configuration, why=(), cost=cost, batch_size=0, median_shape=())
-    kept = replace(plan, configurations=(bare,), why=(), device="", memory_bytes=0)
+    kept = replace(plan, configurations=(bare,), why=(), device="", memory_bytes=0, time_budget=None)
     return records.to_json(kept)
 
 
-def _train_and_validate(training: Training, name: str, budget: TimeBudget | None, *, stop: Callable[[], bool]) -> None:
-    task = fold_task(training, name)
-    draw = _draw_progress(training, task)
+def _train_and_validate(
+    training: Training, name: str, budget: TimeBudget | None, *, stop: Callable[[], bool], clock: Callable[[], float]
+) -> None:
+    task = replace(fold_task(training, name), share=budget.share(name) if budget is not None else None)
     before = fold_runs(training).get(name)
-    run = train_fold(task, stop=stop, target_seconds=_target(training, name, budget, before), draw_progress=draw)
+    if before is not None and budget is not None and name in budget.finished:
+        run = before
+    else:
+        run = train_fold(
+            task,
+            stop=stop,
+            target_seconds=None if budget is None else _target(training, name, budget),
+            draw_progress=_draw_progress(training, task),
+            clock=clock,
+        )
     if not read_world().is_first:
         return
     if name == ALL:
@@ -314,7 +218,7 @@ def _train_and_validate(training: Training, name: str, budget: TimeBudget | None
         _LOG.info("fold %s: finished and validated before", name)
         records.save(task.folder.run, replace(run, status="validated", validation_seconds=before.validation_seconds))
         return
-    clock = time.monotonic()
+    began = clock()
     validate_fold(
         training.model,
         name,
@@ -324,27 +228,8 @@ def _train_and_validate(training: Training, name: str, budget: TimeBudget | None
         stop=stop,
         previous=task.previous.files if task.previous is not None else None,
     )
-    seconds = time.monotonic() - clock
+    seconds = clock() - began
     records.save(task.folder.run, replace(run, status="validated", validation_seconds=seconds))
-
-
-def fold_task(training: Training, name: str) -> FoldTask:
-    """What decides the weights of one fold."""
-    return FoldTask(
-        plan=training.plan,
-        configuration=training.configuration,
-        settings=training.settings,
-        recipe=training.recipe,
-        name=name,
-        cases=fold_cases(training.splits, name),
-        mirror_axes=training.mirror_axes,
-        store=training.store.root,
-        folder=training.model.fold(name),
-        stop_file=training.model.stop_file,
-        start=training.start,
-        previous=training.earlier.folds[name] if training.earlier is not None else None,
-        objective=training.objective,
-    )
 
 
 def _draw_progress(training: Training, task: FoldTask) -> Callable[[TrainState], None]:
@@ -356,27 +241,18 @@ def _draw_progress(training: Training, task: FoldTask) -> Callable[[TrainState],
     return draw
 
 
-def fold_runs(training: Training, folds: Sequence[str] | None = None) -> dict[str, FoldRun]:
-    """Where ``folds`` (default: those to train) stand, those that were begun."""
-    paths = {name: training.model.fold(name).run for name in (training.folds if folds is None else folds)}
-    return {name: records.load(FoldRun, path) for name, path in paths.items() if path.exists()}
-
-
-def _target(
-    training: Training, name: str, budget: TimeBudget | None, before: FoldRun | None
-) -> Callable[[TrainState, Kitchen], float] | None:
-    """A function that says how long this fold may train, or None where no time budget was given."""
-    if budget is None:
-        return None
+def _target(training: Training, name: str, budget: TimeBudget) -> Callable[[TrainState, Kitchen], float]:
+    """A function that says how long this fold may train."""
+    cases = {str(index): len(fold.val) for index, fold in enumerate(training.splits.folds)}
+    deadline = budget.deadline(name)
 
     def target(state: TrainState, kitchen: Kitchen) -> float:
-        if name in budget.finished and before is not None and before.target_seconds is not None:
-            return min(before.target_seconds, state.elapsed)
         validation = 0.0
         if training.settings.validate and name != ALL:
-            cases = training.splits.folds[int(name)].val
-            validation = estimate_validation(training.store, cases, state.network, kitchen)
-        return budget.training_seconds(name, training.folds, trained=state.elapsed, validation=validation)
+            ids = training.splits.folds[int(name)].val
+            estimate = estimate_validation(training.store, ids, state.network, kitchen, clock=budget.clock)
+            validation = validation_seconds([*fold_runs(training).values()], cases, name, estimate=estimate)
+        return budget.training_seconds(deadline, trained=state.elapsed, validation=validation)
 
     return target
 

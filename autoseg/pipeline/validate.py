@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -27,10 +28,19 @@ _SECONDS_PER_CASE = 0.25
 _SECONDS_TO_LOAD = 2.0
 
 
-def estimate_validation(store: CaseStore, ids: Sequence[str], network: Network, kitchen: Kitchen) -> float:
+def estimate_validation(
+    store: CaseStore,
+    ids: Sequence[str],
+    network: Network,
+    kitchen: Kitchen,
+    *,
+    clock: Callable[[], float] = time.perf_counter,
+) -> float:
     """Seconds that ``validate_fold`` will take: one window is timed, and windows are counted."""
     patch = kitchen.patch_size
-    seconds = window_seconds(network, kitchen, channels=store.open(ids[0]).image.shape[0] + len(kitchen.previous))
+    seconds = window_seconds(
+        network, kitchen, channels=store.open(ids[0]).image.shape[0] + len(kitchen.previous), clock=clock
+    )
     full_patch = (1, *patch) if len(patch) == 2 else patch
     windows = 0
     for case in ids:

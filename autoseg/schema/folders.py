@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 FIRST_STAGE = "first_stage"
+PREVIOUS_MODEL = "previous_model"
+"""The setting in run.json with the path of the first stage's model, relative to that of the second."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,11 @@ class PreparedFolder:
 
     def alternative_origin(self, architecture: str) -> Path:
         return self.alternative(architecture).with_suffix(".origin.json")
+
+    @property
+    def paces(self) -> Path:
+        """Seconds per training step that were measured on this machine."""
+        return self.root / "paces.json"
 
     @property
     def splits(self) -> Path:

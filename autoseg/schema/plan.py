@@ -108,11 +108,16 @@ class Configuration:
     cost: Cost
     previous_stage: str | None = None
     why: tuple[str, ...] = ()
+    # Only models that nnU-Net trained: they see the stage before as its label file, with a channel per integer.
+    previous_as_nnunet: bool = field(default=False, repr=False, metadata={"omit_default": True})
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """``transpose[i]`` is the original (z, y, x) axis that becomes axis i."""
+    """``transpose[i]`` is the original (z, y, x) axis that becomes axis i.
+
+    ``time_budget`` are the seconds for five folds that the network was chosen for, None for the full recipe.
+    """
 
     VERSION: ClassVar[int] = 1
 
@@ -125,6 +130,7 @@ class Plan:
     labels: Labels
     configurations: tuple[Configuration, ...]
     why: tuple[str, ...] = ()
+    time_budget: float | None = None
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -137,8 +143,10 @@ class Plan:
 
     def input_channels(self, configuration: Configuration) -> int:
         """Channels of a network's input: the image's, and one per label that the stage before it segmented."""
-        added = len(self.labels.foreground) if configuration.previous_stage is not None else 0
-        return len(self.channels) + added
+        if configuration.previous_stage is None:
+            return len(self.channels)
+        labels = self.labels.leaves[1:] if configuration.previous_as_nnunet else self.labels.foreground
+        return len(self.channels) + len(labels)
 
     def configuration(self, name: str) -> Configuration:
         for configuration in self.configurations:

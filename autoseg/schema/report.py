@@ -90,11 +90,25 @@ class RunReport:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Share:
+    """A fold's part in the time budget of a command: ``budget`` seconds for the folds in ``together``.
+
+    ``before`` are the seconds that the fold had trained when the command began; ``round`` counts the commands that
+    went on with folds that were finished.
+    """
+
+    budget: float
+    round: int
+    before: float
+    together: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class FoldRun:
     """Where one fold stands. ``status`` is "training", "trained" (weights are final) or "validated".
 
-    One of the two targets is set: epochs, or seconds of training. ``budget`` is the time budget of the command for
-    all of its folds; ``seconds`` is what training took so far.
+    One of the two targets is set: epochs, or seconds of training. ``seconds`` is what training took so far. With a
+    time budget, ``budget``, ``round``, ``before`` and ``together`` are those of its ``Share``.
     """
 
     VERSION: ClassVar[int] = 1
@@ -110,6 +124,9 @@ class FoldRun:
     steps: int
     seconds: float
     validation_seconds: float = 0.0
+    round: int = 0
+    before: float = 0.0
+    together: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

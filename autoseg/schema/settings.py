@@ -88,6 +88,13 @@ class PrepareSettings(CommonSettings):
         None, "patch size in voxels, in the plan's axis order", metavar="VOXELS", parse=parse_integers
     )
     batch_size: int | None = option(None, "batch size instead of the planned one", metavar="N", minimum=1)
+    time_budget: float | None = option(
+        None,
+        "time for training all folds, such as 2h: plans the network that gets furthest, and autoseg_train takes it",
+        metavar="TIME",
+        parse=parse_duration,
+        above=0,
+    )
     verify: bool = option(True, "check every file of the dataset first")
     tolerance: float = option(
         0.1, "largest distance in mm between the corners of an image and its label", metavar="MM", minimum=0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -44,9 +44,15 @@ def fit(
     world: World,
     hooks: Sequence[Hook] = (),
     stop: Callable[[], bool] = lambda: False,
+    aim: Callable[[TrainState], float] | None = None,
     clock: Callable[[], float] = time.monotonic,
 ) -> bool:
     """Take steps until the schedule is finished (True) or ``stop()`` asks for an end (False); hooks follow epochs.
+
+    Args:
+        aim: asked after each epoch where time decides: the seconds that training may take in all, which change with
+            what else the machine has to do.
+        clock: seconds, from any origin.
 
     Raises:
         DivergenceError: the mean loss of an epoch is not finite.
@@ -71,6 +77,10 @@ def fit(
             finish_epoch(state, scores, learning_rate=rate)
             for hook in hooks:
                 hook(state)
+            if aim is not None:
+                schedule = replace(schedule, seconds=agree(aim(state) if world.is_first else 0.0, world, device))
+                # What the hooks and the question took is off the aim already, and must not count as training too.
+                mark = clock()
     return True
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
@@ -22,7 +23,7 @@ from autoseg.nets.label_channels import label_groups
 from autoseg.schema.architecture import Recipe
 from autoseg.schema.folders import FoldFolder
 from autoseg.schema.plan import Configuration, Plan
-from autoseg.schema.report import FoldRun
+from autoseg.schema.report import FoldRun, Share
 from autoseg.schema.settings import TrainSettings
 from autoseg.schema.splits import Fold
 from autoseg.training.checkpoint import bare, save_weights
@@ -68,6 +69,7 @@ class FoldTask:
     start: Start | None = None
     previous: PreviousStage | None = None
     objective: Objective = field(default_factory=Objective)
+    share: Share | None = None
 
     @property
     def signature(self) -> str:
@@ -96,13 +98,16 @@ def train_fold(
     stop: Callable[[], bool],
     target_seconds: Callable[[TrainState, Kitchen], float] | None = None,
     draw_progress: Hook | None = None,
+    clock: Callable[[], float] = time.monotonic,
 ) -> FoldRun:
     """Train one fold to its end, going on from a checkpoint if there is one, and write its weights.
 
     Args:
         stop: asked before each step; True ends training with a checkpoint.
-        target_seconds: for a time budget, the training time of this fold, earlier runs included.
+        target_seconds: for a time budget, the training time of this fold, earlier runs included; asked again after
+            each epoch, because the pace of a machine changes.
         draw_progress: draws the curve; called now and then.
+        clock: what the time of steps is read from.
 
     Raises:
         StoppedError: ``stop`` said so; a checkpoint was written.
@@ -112,7 +117,9 @@ def train_fold(
     device = world_device(choose_device(task.settings.device), world)
     tune(device)
     with joined_world(world, device):
-        return _train_fold(task, world, device, stop=stop, target_seconds=target_seconds, draw_progress=draw_progress)
+        return _train_fold(
+            task, world, device, stop=stop, target_seconds=target_seconds, draw_progress=draw_progress, clock=clock
+        )
 
 
 def _train_fold(
@@ -123,14 +130,14 @@ def _train_fold(
     stop: Callable[[], bool],
     target_seconds: Callable[[TrainState, Kitchen], float] | None,
     draw_progress: Hook | None,
+    clock: Callable[[], float],
 ) -> FoldRun:
     kitchen = make_kitchen(task, device, world)
     state = make_state(task, kitchen)
     kitchen = replace(kitchen, precision=go_on(task, state, precision=kitchen.precision, device=device))
-    seconds = None
-    if target_seconds is not None:
-        # Only the first process validates and knows the clock; all must train for the same time.
-        seconds = agree(target_seconds(state, kitchen) if world.is_first else 0.0, world, device)
+    aim = None if target_seconds is None else (lambda current: target_seconds(current, kitchen))
+    # Only the first process validates and knows the clock; all must train for the same time.
+    seconds = None if aim is None else agree(aim(state) if world.is_first else 0.0, world, device)
     schedule = make_schedule(task.settings, seconds)
     if schedule.finished(state.step, state.elapsed) and task.folder.weights.exists():
         return run_record(task, state, seconds, "trained")
@@ -141,7 +148,9 @@ def _train_fold(
     with memory_errors(task):
         state.network = wrap(_compiled(task, state, kitchen), world, device)
     with memory_errors(task):
-        finished = _run(task, state, kitchen, schedule, world, stop=stop, draw_progress=draw_progress)
+        finished = _run(
+            task, state, kitchen, schedule, world, stop=stop, aim=aim, draw_progress=draw_progress, clock=clock
+        )
     if world.is_first:
         leave(task, state, precision=kitchen.precision, seconds=seconds, draw_progress=draw_progress)
     if not finished:
@@ -247,7 +256,9 @@ def _run(
     world: World,
     *,
     stop: Callable[[], bool],
+    aim: Callable[[TrainState], float] | None,
     draw_progress: Hook | None,
+    clock: Callable[[], float],
 ) -> bool:
     with (
         training_heap([task], kitchen),
@@ -268,6 +279,8 @@ def _run(
             world=world,
             hooks=hooks,
             stop=stop,
+            aim=aim,
+            clock=clock,
         )
 
 

@@ -18,7 +18,7 @@ from autoseg.errors import SettingError
 from autoseg.nets.device import choose_device, tune
 from autoseg.nets.u2net3d import U2Net3D, UniversalU2Net
 from autoseg.schema.folders import FoldFolder
-from autoseg.schema.report import FoldRun
+from autoseg.schema.report import FoldRun, Share
 from autoseg.schema.settings import TrainSettings
 from autoseg.training.checkpoint import save_weights
 from autoseg.training.distributed import read_world
@@ -48,6 +48,7 @@ class JointTask:
 
     domains: tuple[FoldTask, ...]
     folder: FoldFolder
+    share: Share | None = None
 
     @property
     def name(self) -> str:
@@ -67,14 +68,15 @@ def train_joint_fold(
     task: JointTask,
     *,
     stop: Callable[[], bool],
-    target_seconds: Callable[[Sequence[TrainState], Sequence[Kitchen]], float] | None = None,
+    target_seconds: Callable[[float, Sequence[TrainState], Sequence[Kitchen]], float] | None = None,
     draw_progress: Hook | None = None,
 ) -> FoldRun:
     """Train one fold to its end, going on from a checkpoint if there is one, and write each dataset's weights.
 
     Args:
         stop: asked before each step; True ends training with a checkpoint.
-        target_seconds: for a time budget, the training time, from one state and kitchen per dataset.
+        target_seconds: for a time budget, the training time, from the seconds trained and one state and kitchen per
+            dataset; asked again after each epoch.
         draw_progress: draws the curve; called now and then.
 
     Raises:
@@ -94,7 +96,12 @@ def train_joint_fold(
     precision = go_on(task, state, precision=kitchens[0].precision, device=device)
     kitchens = [replace(kitchen, precision=precision) for kitchen in kitchens]
     views = [_view(state, index) for index in range(len(kitchens))]
-    seconds = None if target_seconds is None else target_seconds(views, kitchens)
+
+    def target(current: TrainState) -> float:
+        return 0.0 if target_seconds is None else target_seconds(current.elapsed, views, kitchens)
+
+    aim = None if target_seconds is None else target
+    seconds = None if aim is None else aim(state)
     # Epochs and their iterations count for each dataset, so that none trains less than it would alone.
     per_epoch = task.settings.iterations * len(task.domains)
     schedule = make_schedule(replace(task.settings, iterations=per_epoch), seconds)
@@ -103,7 +110,7 @@ def train_joint_fold(
             announce(domain, view, kitchen, schedule)
         records.remove_partial(task.folder.root)
         with memory_errors(task.domains[0]):
-            finished = _run(task, state, kitchens, schedule, stop=stop, draw_progress=draw_progress)
+            finished = _run(task, state, kitchens, schedule, stop=stop, aim=aim, draw_progress=draw_progress)
         leave(task, state, precision=precision, seconds=seconds, draw_progress=draw_progress)
         if not finished:
             raise stopped(task, state)
@@ -142,6 +149,7 @@ def _run(
     schedule: Schedule,
     *,
     stop: Callable[[], bool],
+    aim: Callable[[TrainState], float] | None,
     draw_progress: Hook | None,
 ) -> bool:
     world, count = read_world(), len(task.domains)
@@ -172,6 +180,7 @@ def _run(
                 log_epoch,
             ),
             stop=stop,
+            aim=aim,
         )
 
 

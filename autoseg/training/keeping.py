@@ -11,7 +11,7 @@ from autoseg import records
 from autoseg.errors import StoppedError
 from autoseg.log import duration, get_logger
 from autoseg.schema.folders import FoldFolder
-from autoseg.schema.report import FoldRun
+from autoseg.schema.report import FoldRun, Share
 from autoseg.schema.settings import TrainSettings
 from autoseg.training import hooks
 from autoseg.training.checkpoint import load_checkpoint, save_checkpoint
@@ -42,6 +42,10 @@ class Kept(Protocol):
 
     @property
     def folder(self) -> FoldFolder: ...
+
+    @property
+    def share(self) -> Share | None:
+        """Its part in a time budget, if one was given."""
 
 
 def go_on(task: Kept, state: TrainState, *, precision: torch.dtype | None, device: torch.device) -> torch.dtype | None:
@@ -103,14 +107,18 @@ def epoch_hooks(
 
 def run_record(task: Kept, state: TrainState, seconds: float | None, status: str) -> FoldRun:
     """Where a training stands; ``status`` as in ``FoldRun``."""
+    share = task.share
     return FoldRun(
         fold=task.name,
         status=status,
         signature=task.signature,
         target_epochs=task.settings.epochs if seconds is None else None,
         target_seconds=seconds,
-        budget=task.settings.time_budget,
+        budget=share.budget if share is not None else None,
         epochs=state.epoch,
         steps=state.step,
         seconds=state.elapsed,
+        round=share.round if share is not None else 0,
+        before=share.before if share is not None else 0.0,
+        together=share.together if share is not None else (),
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from autoseg.pipeline.budget import open_budget
+from autoseg.pipeline.budget import open_budget, validation_seconds
 from autoseg.schema.report import FoldRun
 
 FOLDS = ("0", "1", "2")
@@ -18,7 +18,17 @@ class Clock:
         return self.now
 
 
-def run(fold: str, status: str, *, seconds: float, validation: float = 0.0, budget: float | None = 600.0) -> FoldRun:
+def run(
+    fold: str,
+    status: str,
+    *,
+    seconds: float,
+    validation: float = 0.0,
+    budget: float | None = 600.0,
+    turn: int = 0,
+    before: float = 0.0,
+    together: tuple[str, ...] = FOLDS,
+) -> FoldRun:
     return FoldRun(
         fold=fold,
         status=status,
@@ -30,18 +40,21 @@ def run(fold: str, status: str, *, seconds: float, validation: float = 0.0, budg
         steps=1,
         seconds=seconds,
         validation_seconds=validation,
+        round=turn,
+        before=before,
+        together=together,
     )
 
 
 def test_folds_share_evenly_and_end_with_their_validation() -> None:
     clock = Clock()
     budget = open_budget(600.0, FOLDS, {}, started=clock(), clock=clock)
-    first = budget.training_seconds("0", FOLDS, trained=0.0, validation=20.0)
+    first = budget.training_seconds(budget.deadline("0"), trained=0.0, validation=20.0)
     assert first == pytest.approx(180.0)
     clock.now += 200.0
-    assert budget.training_seconds("1", FOLDS, trained=0.0, validation=20.0) == pytest.approx(180.0)
+    assert budget.training_seconds(budget.deadline("1"), trained=0.0, validation=20.0) == pytest.approx(180.0)
     clock.now += 250.0  # a slow fold takes from those that follow
-    assert budget.training_seconds("2", FOLDS, trained=0.0, validation=20.0) == pytest.approx(130.0)
+    assert budget.training_seconds(budget.deadline("2"), trained=0.0, validation=20.0) == pytest.approx(130.0)
 
 
 def test_a_resumed_run_counts_what_was_spent() -> None:
@@ -49,13 +62,60 @@ def test_a_resumed_run_counts_what_was_spent() -> None:
     known = {"0": run("0", "validated", seconds=180.0, validation=20.0), "1": run("1", "training", seconds=90.0)}
     budget = open_budget(600.0, FOLDS, known, started=clock(), clock=clock)
     assert budget.finished == {"0"}
-    second = budget.training_seconds("1", FOLDS, trained=90.0, validation=20.0)
+    second = budget.training_seconds(budget.deadline("1"), trained=90.0, validation=20.0)
     assert second == pytest.approx(90.0 + (600.0 - 290.0) / 2 - 20.0)
 
 
-def test_a_larger_budget_goes_on_with_finished_folds() -> None:
+def test_finished_folds_go_on_for_the_whole_time_once_more() -> None:
     clock = Clock()
-    known = {"0": run("0", "validated", seconds=580.0, validation=20.0)}
-    budget = open_budget(1200.0, ("0",), known, started=clock(), clock=clock)
-    assert budget.finished == frozenset()
-    assert budget.training_seconds("0", ("0",), trained=580.0, validation=20.0) == pytest.approx(1160.0)
+    known = {name: run(name, "validated", seconds=180.0, validation=20.0) for name in FOLDS}
+    budget = open_budget(600.0, FOLDS, known, started=clock(), clock=clock)
+    assert (budget.round, budget.finished, budget.spent_before) == (1, frozenset(), 0.0)
+    assert budget.training_seconds(budget.deadline("0"), trained=180.0, validation=20.0) == pytest.approx(360.0)
+    # Stopped within the second fold, what this command spent counts, and not what the first one did.
+    known["0"] = run("0", "validated", seconds=360.0, validation=20.0, turn=1, before=180.0)
+    known["1"] = run("1", "training", seconds=230.0, turn=1, before=180.0)
+    again = open_budget(600.0, FOLDS, known, started=clock(), clock=clock)
+    assert (again.round, again.finished, again.spent_before) == (1, {"0"}, 250.0)
+    assert again.training_seconds(again.deadline("1"), trained=230.0, validation=20.0) == pytest.approx(
+        230.0 + 350.0 / 2 - 20.0
+    )
+    assert again.share("1").before == 180.0
+    assert again.share("2").before == 180.0
+
+
+def test_a_race_leaves_finished_folds_alone() -> None:
+    known = {name: run(name, "validated", seconds=180.0) for name in FOLDS}
+    assert open_budget(600.0, FOLDS, known, started=0.0, extend=False).finished == set(FOLDS)
+
+
+def test_a_fold_that_another_command_finished_takes_nothing_from_the_others() -> None:
+    clock = Clock()
+    known = {"0": run("0", "validated", seconds=600.0, together=("0",))}
+    budget = open_budget(600.0, FOLDS, known, started=clock(), clock=clock)
+    assert (budget.finished, budget.spent_before) == ({"0"}, 0.0)
+    assert budget.training_seconds(budget.deadline("1"), trained=0.0, validation=0.0) == pytest.approx(300.0)
+
+
+def test_a_fold_that_was_begun_without_a_budget_counts_from_where_it_stands() -> None:
+    clock = Clock()
+    known = {"0": run("0", "training", seconds=1000.0, budget=None, together=())}
+    budget = open_budget(600.0, FOLDS, known, started=clock(), clock=clock)
+    assert (budget.finished, budget.spent_before) == (frozenset(), 0.0)
+    assert budget.training_seconds(budget.deadline("0"), trained=1000.0, validation=0.0) == pytest.approx(1200.0)
+
+
+@pytest.mark.parametrize(
+    ("fold", "validate", "finished"), [("0", True, False), ("0", False, True), ("all", True, True)]
+)
+def test_a_fold_is_finished_when_it_is_validated_if_it_can_be(fold: str, validate: bool, finished: bool) -> None:
+    known = {fold: run(fold, "trained", seconds=600.0, together=(fold, "1"))}
+    budget = open_budget(600.0, (fold, "1"), known, started=0.0, validate=validate)
+    assert budget.finished == ({fold} if finished else frozenset())
+
+
+def test_how_long_validation_takes_is_learnt_from_the_folds_before() -> None:
+    cases = {"0": 10, "1": 20, "2": 20}
+    done = [run("0", "validated", seconds=180.0, validation=30.0), run("1", "training", seconds=50.0)]
+    assert validation_seconds(done, cases, "1", estimate=1.0) == pytest.approx(60.0)
+    assert validation_seconds([], cases, "1", estimate=1.0) == 1.0

@@ -27,15 +27,17 @@ from autoseg.io.store import CaseStore
 from autoseg.pipeline.cascade import train_first_stage
 from autoseg.pipeline.export import export
 from autoseg.pipeline.held_out import held_out_predictor
+from autoseg.pipeline.install import install
 from autoseg.pipeline.joint import train_any
 from autoseg.pipeline.race import race
-from autoseg.pipeline.train import Training, set_up, train
+from autoseg.pipeline.set_up import Training, set_up
+from autoseg.pipeline.train import train
 from autoseg.schema.dataset import Label, Labels
 from autoseg.schema.folders import ModelFolder, Workspace
 from autoseg.schema.report import FoldRun, PredictionRun, RunReport
 from autoseg.schema.settings import RaceSettings, TrainSettings
 from autoseg.schema.splits import Splits
-from autoseg.schema.tools import ExportSettings
+from autoseg.schema.tools import ExportSettings, InstallSettings
 from autoseg.training.checkpoint import load_weights
 from tests.integration.test_kill import finish, kill_at
 from tests.synthetic import write_dataset
@@ -289,9 +291,11 @@ def test_a_time_budget_is_shared_by_the_folds_of_both_stages(trained: Path, tmp_
     runs = [records.load(FoldRun, model.fold(fold).run) for model, fold in ((low, 0), (low, 1), (second, 0))]
     assert [one.budget for one in runs] == pytest.approx([20.0, 20.0, 10.0])
     assert all(one.status == "validated" and one.steps > 0 for one in runs)
-    stamps = [path.stat().st_mtime_ns for path in tmp_path.rglob("weights.safetensors")]
+    stamps = [path.stat().st_mtime_ns for path in low.root.rglob("weights.safetensors")]
     assert run(tmp_path, *words) == 0
-    assert [path.stat().st_mtime_ns for path in tmp_path.rglob("weights.safetensors")] == stamps
+    assert [path.stat().st_mtime_ns for path in low.root.rglob("weights.safetensors")] == stamps
+    again = records.load(FoldRun, second.fold(0).run)
+    assert (again.budget, again.round, again.before) == (30.0, 1, runs[2].seconds)
 
 
 def test_a_model_without_its_first_stage_says_so(trained: Path, tmp_path: Path) -> None:
@@ -333,7 +337,17 @@ def test_folds_must_be_those_of_the_first_stage_and_hold_every_case_out(trained:
     assert not second.root.exists()
 
 
-def test_only_training_of_one_dataset_does_both_stages(trained: Path, tmp_path: Path) -> None:
+def test_what_is_shared_segments_as_what_was_trained(trained: Path, tmp_path: Path) -> None:
+    path = str(tmp_path / "x.zip")
+    export(ExportSettings(workdir=str(trained), dataset="7", configuration=SECOND, output=path))
+    there = install(InstallSettings(file=path, workdir=str(tmp_path / "work"))).model
+    assert (there.finished_folds(), there.first_stage.finished_folds()) == (("0", "1"), ("0", "1"))
+    images = str(trained / "raw" / NAME / "imagesTs")
+    assert run(tmp_path / "work", "predict", "-m", str(there.root), "-i", images, "-o", str(tmp_path / "out")) == 0
+    assert (tmp_path / "out" / "case_04.nii.gz").read_bytes() == (trained / "out" / "case_04.nii.gz").read_bytes()
+
+
+def test_only_training_of_one_dataset_does_both_stages(trained: Path) -> None:
     with pytest.raises(SettingError, match="refines predictions of 3d_lowres"):
         train(settings(trained))
     with pytest.raises(SettingError, match="refines predictions of 3d_lowres"):
@@ -347,8 +361,6 @@ def test_only_training_of_one_dataset_does_both_stages(trained: Path, tmp_path: 
                 device="cpu",
             )
         )
-    with pytest.raises(SettingError, match="two models, not one file"):
-        export(ExportSettings(workdir=str(trained), dataset="7", configuration=SECOND, output=str(tmp_path / "x.zip")))
 
 
 def test_integers_become_positions_and_regions_keep_their_order() -> None:

@@ -1,0 +1,110 @@
+"""How wide a network should be when time is short: the rule, and what it costs to know the pace.
+
+A wide network learns more from a sample and sees fewer of them. Where many samples fit into the time the width of the
+plan is best; where few do, half of it, and then half of that (docs/benchmarks.md has the grid that says so).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from autoseg.errors import SettingError
+from autoseg.log import duration
+from autoseg.planning.situation import CostFunction
+from autoseg.schema.architecture import Traits
+from autoseg.schema.plan import Configuration
+
+# The architecture whose widths the grid compares; others are trained as they are planned.
+RULED = "unet"
+WIDTHS = (8, 16, 32)
+# Fewer steps than this give nothing that anybody would use.
+LEAST_STEPS = 100
+# Steps that a width needs before a wider network than half of it pays.
+STEPS_PER_WIDTH = 25
+# A plan that was made for nearly this time is kept.
+NEARLY = 1.25
+
+
+@dataclass(frozen=True, kw_only=True)
+class Paced:
+    """A configuration and the seconds that one of its training steps takes."""
+
+    configuration: Configuration
+    seconds: float
+
+    @property
+    def width(self) -> int:
+        return self.configuration.topology.features[0]
+
+    def steps(self, seconds: float) -> float:
+        return seconds / self.seconds
+
+
+def possible_widths(configuration: Configuration, traits: Traits) -> tuple[int, ...]:
+    """The widths that the rule chooses among; only that of the plan where the grid says nothing."""
+    planned = configuration.topology.features[0]
+    if configuration.architecture.name != RULED or configuration.architecture.preset:
+        return (planned,)
+    return tuple(width for width in WIDTHS if width <= max(planned, traits.base_width))
+
+
+def with_width(
+    configuration: Configuration, width: int, traits: Traits, *, cost: CostFunction, in_channels: int, num_heads: int
+) -> Configuration:
+    """The configuration with another first width; the others double per stage up to the network's largest one."""
+    topology = configuration.topology
+    if width == topology.features[0]:
+        return configuration
+    largest = traits.max_width[configuration.ndim]
+    features = tuple(min(width * 2**stage, largest) for stage in range(topology.num_stages))
+    topology = replace(topology, features=features)
+    needed = cost(
+        configuration.architecture,
+        topology,
+        ndim=configuration.ndim,
+        patch_size=configuration.patch_size,
+        batch_size=configuration.batch_size,
+        in_channels=in_channels,
+        num_heads=num_heads,
+    )
+    return replace(configuration, topology=topology, cost=needed)
+
+
+def interpolate(measured: Mapping[int, float], flops: int) -> float:
+    """Seconds per step of a network that was not timed: a power law through the two nearest that were.
+
+    Args:
+        measured: seconds per step by floating-point operations per step; of one alone, time is proportional to them.
+    """
+    near = sorted(measured, key=lambda known: abs(math.log(known / flops)))[:2]
+    if len(near) == 1:
+        return measured[near[0]] * flops / near[0]
+    (a, b) = near
+    power = math.log(measured[a] / measured[b]) / math.log(a / b)
+    return measured[a] * (flops / a) ** power
+
+
+def choose_width(options: Sequence[Paced], seconds: float) -> tuple[Paced, str]:
+    """The network for ``seconds`` of training, and the reason.
+
+    Args:
+        options: by width, in ascending order.
+
+    Raises:
+        SettingError: not even the fastest takes enough steps.
+    """
+    narrow = options[0]
+    if narrow.steps(seconds) < LEAST_STEPS:
+        raise SettingError(
+            f"{duration(seconds)} of training are {int(narrow.steps(seconds))} steps, too few for anything useful",
+            hint=f"give at least {duration(math.ceil(LEAST_STEPS * narrow.seconds))} for each fold",
+        )
+    fitting = [option for option in options if option.steps(seconds) >= STEPS_PER_WIDTH * option.width]
+    chosen = fitting[-1] if fitting else narrow
+    paces = ", ".join(f"{option.width}: {option.seconds:.3g} s a step" for option in options)
+    return chosen, (
+        f"width {chosen.width}: {duration(seconds)} are {int(chosen.steps(seconds)):,} steps of it; a width pays from "
+        f"{STEPS_PER_WIDTH} times as many steps on ({paces})"
+    )

@@ -1,0 +1,205 @@
+"""A time budget is kept whatever the machine does, chooses the network, and goes on with a finished model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from autoseg import records
+from autoseg.errors import SettingError
+from autoseg.pipeline.budget import open_budget
+from autoseg.pipeline.prepare import plan, plan_and_preprocess
+from autoseg.pipeline.timed import fit_to_time
+from autoseg.pipeline.train import train
+from autoseg.schema.architecture import Recipe
+from autoseg.schema.folders import ModelFolder, Workspace
+from autoseg.schema.plan import Configuration, Plan
+from autoseg.schema.report import FoldRun
+from autoseg.schema.settings import PrepareSettings, TrainSettings
+from autoseg.training.checkpoint import load_weights
+from autoseg.training.distributed import World
+from autoseg.training.fit import OnlineScores, fit
+from autoseg.training.schedule import Schedule
+from autoseg.training.state import TrainState
+from tests.synthetic import write_pictures
+
+NAME = "Dataset008_Pictures"
+
+
+class Machine:
+    """A clock, and what moves it: steps of one second, or of more while others use the machine."""
+
+    def __init__(self, busy: Callable[[float], float]) -> None:
+        self.now = 500.0
+        self.busy = busy
+        self.rates: list[float] = []
+
+    def __call__(self) -> float:
+        return self.now
+
+    def work(self, seconds: float) -> None:
+        self.now += seconds * self.busy(self.now - 500.0)
+
+    def step(self, state: TrainState) -> torch.Tensor:
+        self.work(1.0)
+        self.rates.append(state.optimizer.param_groups[0]["lr"])
+        return torch.zeros(())
+
+    def validate(self, state: TrainState) -> OnlineScores:
+        self.work(2.0)
+        return OnlineScores(loss=0.0, dice={})
+
+
+@pytest.mark.parametrize(
+    "busy",
+    [
+        pytest.param(lambda now: 1.0, id="quiet"),
+        pytest.param(lambda now: 3.0 if now > 700 else 1.0, id="busy from the middle on"),
+        pytest.param(lambda now: 4.0 if now < 700 else 1.0, id="busy at first"),
+        pytest.param(lambda now: 2.0 if now % 100 < 50 else 1.0, id="busy now and then"),
+    ],
+)
+@pytest.mark.parametrize("folds", [("0",), ("0", "1", "2")])
+def test_the_time_is_kept_and_every_fold_is_annealed(busy: Callable[[float], float], folds: tuple[str, ...]) -> None:
+    machine, total, validation = Machine(busy), 1800.0, 60.0
+    runs: dict[str, FoldRun] = {}
+    budget = open_budget(total, folds, runs, started=machine(), clock=machine)
+    trained = []
+    for name in folds:
+        network = torch.nn.Linear(1, 1)
+        state = TrainState(network=network, optimizer=torch.optim.SGD(network.parameters(), lr=1.0, momentum=0.9))
+
+        deadline = budget.deadline(name)
+
+        def aim(current: TrainState, deadline: float = deadline) -> float:
+            # As a real estimate: right for the load of the moment.
+            expected = validation * machine.busy(machine.now - 500.0)
+            return budget.training_seconds(deadline, trained=current.elapsed, validation=expected)
+
+        machine.rates.clear()
+        fit(
+            state,
+            machine.step,
+            validate=machine.validate,
+            schedule=Schedule(steps=None, seconds=aim(state), iterations=250),
+            recipe=Recipe(fitted=False),
+            device=torch.device("cpu"),
+            world=World(rank=0, size=1, local_rank=0),
+            aim=aim,
+            clock=machine,
+        )
+        trained.append(state.elapsed)
+        assert machine.rates[-1] < 0.15 * max(machine.rates)
+        machine.work(validation)
+    assert machine.now - 500.0 == pytest.approx(total, rel=0.03)
+    assert max(trained) < 1.6 * min(trained)
+
+
+@pytest.fixture(scope="module")
+def planned(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    workdir = tmp_path_factory.mktemp("timed")
+    write_pictures(workdir / "raw")
+    plan_and_preprocess(
+        PrepareSettings(dataset="8", workdir=str(workdir), workers=0, device="cpu", memory=10**9, quiet=True)
+    )
+    return workdir
+
+
+def loaded(workdir: Path) -> tuple[Plan, Configuration]:
+    made = records.load(Plan, Workspace(workdir).prepared(NAME).plan)
+    return made, made.configuration("2d")
+
+
+def paces(seconds: dict[int, float], asked: list[int]) -> Callable[[Plan, Configuration, float], float]:
+    def measure(plan: Plan, configuration: Configuration, limit: float) -> float:
+        asked.append(configuration.topology.features[0])
+        return seconds[asked[-1]]
+
+    return measure
+
+
+def test_paces_are_remembered_and_scaled_by_how_busy_the_machine_is(planned: Path, tmp_path: Path) -> None:
+    made, flat = loaded(planned)
+    asked: list[int] = []
+    common = {"total": 3000.0, "device": "cpu", "paces": tmp_path / "paces.json"}
+    before = fit_to_time(made, flat, seconds=600.0, step_seconds=paces({8: 0.1, 16: 0.15, 32: 0.4}, asked), **common)[1]
+    assert sorted(asked) == [8, 16, 32]
+    asked.clear()
+    after = fit_to_time(made, flat, seconds=1200.0, step_seconds=paces({16: 0.3}, asked), **common)[1]
+    assert asked == [16]
+    # Twice as slow and twice the time are the same steps, and the same network.
+    assert after.topology == before.topology
+    assert "32: 0.8 s a step" in after.why[-1]
+    assert not any("width 16 instead of 32" in line for line in after.why)
+
+
+def test_with_little_time_only_the_planned_network_is_timed(planned: Path, tmp_path: Path) -> None:
+    made, flat = loaded(planned)
+    asked: list[int] = []
+    fit_to_time(
+        made,
+        flat,
+        seconds=30.0,
+        total=6.0,
+        device="cpu",
+        paces=tmp_path / "paces.json",
+        step_seconds=paces({16: 0.2}, asked),
+    )
+    assert asked == [16]
+
+
+def counting(step: float) -> Callable[[], float]:
+    """A clock that moves a little whenever it is read, so that time is a number of steps."""
+    now = 0.0
+
+    def read() -> float:
+        nonlocal now
+        now += step
+        return now
+
+    return read
+
+
+def settings(workdir: Path, **changes: object) -> TrainSettings:
+    common = {"dataset": ("8",), "fold": ("0",), "workdir": str(workdir), "device": "cpu", "workers": 0, "quiet": True}
+    return TrainSettings(**{**common, **changes})  # type: ignore[arg-type]
+
+
+def test_a_finished_model_goes_on_for_the_time_once_more(planned: Path, tmp_path: Path) -> None:
+    model = ModelFolder(tmp_path / "model")
+    train(settings(planned, time_budget=8.0), model=model, clock=counting(0.05))
+    first, weights = records.load(FoldRun, model.fold("0").run), load_weights(model.fold("0").weights)
+    width = records.load(Plan, model.plan).configuration("2d").topology.features[0]
+    train(settings(planned, time_budget=8.0), model=model, clock=counting(0.05))
+    second, later = records.load(FoldRun, model.fold("0").run), load_weights(model.fold("0").weights)
+    assert (first.round, first.status, second.round, second.status) == (0, "validated", 1, "validated")
+    assert second.before == first.seconds
+    assert second.steps > 1.5 * first.steps
+    assert any(not torch.equal(weights[name], later[name]) for name in weights)
+    assert records.load(Plan, model.plan).configuration("2d").topology.features[0] == width
+    lines = [json.loads(line) for line in model.fold("0").log.read_text().splitlines()]
+    assert lines[-1]["learning_rate"] < 0.2 * max(line["learning_rate"] for line in lines)
+
+
+def test_a_time_too_short_is_refused_before_anything_is_written(planned: Path, tmp_path: Path) -> None:
+    model = ModelFolder(tmp_path / "model")
+    with pytest.raises(SettingError, match="too few for anything useful") as caught:
+        train(settings(planned, time_budget=0.5), model=model, clock=counting(0.05))
+    assert "give at least" in caught.value.hint
+    assert not model.root.exists()
+
+
+def test_a_plan_for_a_time_is_trained_for_it(tmp_path: Path) -> None:
+    write_pictures(tmp_path / "raw")
+    wanted = PrepareSettings(dataset="8", workdir=str(tmp_path), workers=0, device="cpu", memory=10**9, quiet=True)
+    made = plan(replace(wanted, time_budget=600.0))
+    assert made.time_budget == 600.0
+    assert made.configuration("2d").why[-1].startswith("width ")
+    assert records.load(Plan, Workspace(tmp_path).prepared(NAME).plan) == made
+    # Asked for the full recipe again, the plan is made anew.
+    assert plan(wanted).time_budget is None

@@ -1,0 +1,95 @@
+"""How wide a network is for the time that there is."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from autoseg.errors import SettingError
+from autoseg.nets import traits_of
+from autoseg.nets.cost import training_cost
+from autoseg.planning.clock import Paced, choose_width, interpolate, possible_widths, with_width
+from autoseg.schema.plan import Architecture, Configuration, Cost, Normalization, Resampling, Topology
+
+
+def configuration(
+    width: int = 16, *, ndim: int = 3, stages: int = 5, arch: Architecture | None = None
+) -> Configuration:
+    strides = ((1,) * ndim, *((2,) * ndim,) * (stages - 1))
+    return Configuration(
+        name="3d_fullres",
+        ndim=ndim,
+        spacing=(1.0,) * ndim,
+        median_shape=(64,) * ndim,
+        patch_size=(64,) * ndim,
+        batch_size=2,
+        normalization=(Normalization(scheme="zscore"),),
+        resampling=Resampling(),
+        architecture=arch or Architecture(name="unet"),
+        topology=Topology(
+            strides=strides,
+            kernels=((3,) * ndim,) * stages,
+            features=tuple(min(width * 2**stage, 320) for stage in range(stages)),
+        ),
+        batch_dice=False,
+        cost=Cost(parameters=1, memory_bytes=1, flops=1),
+    )
+
+
+def test_widths_double_per_stage_up_to_the_largest_and_the_cost_is_that_of_the_network() -> None:
+    traits = traits_of("unet")
+    wide = with_width(configuration(), 32, traits, cost=training_cost, in_channels=1, num_heads=3)
+    assert wide.topology.features == (32, 64, 128, 256, 320)
+    expected = training_cost(
+        wide.architecture, wide.topology, ndim=3, patch_size=(64,) * 3, batch_size=2, in_channels=1, num_heads=3
+    )
+    assert wide.cost == expected
+    assert with_width(configuration(), 16, traits, cost=training_cost, in_channels=1, num_heads=3) == configuration()
+
+
+@pytest.mark.parametrize(
+    ("arch", "widths"),
+    [
+        (Architecture(name="unet"), (8, 16, 32)),
+        (Architecture(name="unetpp"), (16,)),
+        (Architecture(name="unet", preset="large"), (16,)),
+    ],
+)
+def test_only_the_plain_unet_has_evidence_for_other_widths(arch: Architecture, widths: tuple[int, ...]) -> None:
+    assert possible_widths(configuration(arch=arch), traits_of("unet")) == widths
+
+
+def test_the_pace_between_two_measured_networks_follows_a_power_law() -> None:
+    measured = {100: 1.0, 400: 2.0}
+    assert interpolate(measured, 200) == pytest.approx(2**0.5)
+    assert interpolate(measured, 1600) == pytest.approx(4.0)
+    assert interpolate(measured, 400) == pytest.approx(2.0)
+    assert interpolate({100: 1.0}, 300) == pytest.approx(3.0)
+    # Of three, the nearest two count.
+    assert interpolate({**measured, 1600: 8.0}, 800) == pytest.approx(4.0)
+
+
+def paced(*seconds: float) -> list[Paced]:
+    return [
+        Paced(configuration=configuration(width), seconds=pace)
+        for width, pace in zip((8, 16, 32), seconds, strict=True)
+    ]
+
+
+def test_too_little_time_names_the_least_that_would_do() -> None:
+    with pytest.raises(SettingError, match=r"30 s of training are 15 steps") as caught:
+        choose_width(paced(2.0, 3.0, 6.0), 30.0)
+    assert "at least 3 min 20 s" in caught.value.hint
+
+
+def test_the_reason_names_the_steps_and_the_paces() -> None:
+    chosen, why = choose_width(paced(0.1, 0.2, 0.4), 1e6)
+    assert chosen.width == 32
+    assert "2,500,000 steps" in why
+    assert "8: 0.1 s a step, 16: 0.2 s a step, 32: 0.4 s a step" in why
+
+
+def test_a_network_of_one_width_is_what_it_is() -> None:
+    one = replace(paced(0.1, 0.2, 0.4)[1], seconds=1.0)
+    assert choose_width([one], 150.0)[0] == one
