@@ -198,10 +198,10 @@ _COMMANDS = (
         "two cores, no GPU needed.",
         settings=DemoSettings,
         target="autoseg.cli.walk:demo",
-        groups={"data": ("cases", "test_cases", "seed", "data_only"), "training": ("epochs",)},
+        groups={"data": ("cases", "test_cases", "seed", "data_only"), "training": ("time_budget",)},
         examples=(
             ("autoseg_demo", "everything, in ./autoseg_data"),
-            ("autoseg_demo --workdir demo --epochs 20", "elsewhere, and longer"),
+            ("autoseg_demo --workdir demo --time-budget 10m", "elsewhere, and longer"),
             ("autoseg_demo --data-only", "only the dataset"),
         ),
     ),

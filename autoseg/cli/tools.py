@@ -13,18 +13,19 @@ TOOLS = (
         summary="bring in datasets and models of other programs",
         description="Bring a dataset into the work directory: a raw folder of nnU-Net, a task of the Medical "
         "Segmentation Decathlon, a list of paths (CSV or JSON), or DICOM series with RTSTRUCT or SEG. A model of "
-        "nnU-Net v2, folder or zip, becomes a model of autoseg. What was stopped goes on with the same command; all "
-        "faults are listed together.",
+        "nnU-Net v2, folder or zip, becomes a model of autoseg. With --merge several datasets, whose labels may "
+        "differ, become one. What was stopped goes on with the same command; all faults are listed together.",
         settings=ImportSettings,
         target="autoseg.pipeline.importing:import_source",
         required=("source",),
-        groups={"what": ("source", "name", "channels", "labels", "configuration"), "how": ("link", "workers")},
+        groups={"what": ("source", "merge", "name", "channels", "labels", "configuration"), "how": ("link", "workers")},
         examples=(
             ("autoseg_import -i Task04_Hippocampus", "a task of the Decathlon"),
             ("autoseg_import -i Dataset003_Liver --link", "of nnU-Net, without copies"),
             ("autoseg_import -i cases.csv --channels CT", "paths in a table: image, label"),
             ("autoseg_import -i dicom --name Heart", "DICOM with RTSTRUCT or SEG"),
             ("autoseg_import -i model.zip", "a model of nnU-Net"),
+            ("autoseg_import -i 3 --merge 7 8 --name Abdomen", "three datasets as one"),
         ),
     ),
     Command(

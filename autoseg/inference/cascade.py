@@ -9,18 +9,16 @@ import numpy as np
 
 from autoseg import records
 from autoseg.errors import ModelFolderError, SettingError
+from autoseg.preprocessing.case import label_on_grid
 from autoseg.preprocessing.trace import between_grids
 from autoseg.schema.dataset import Labels
-from autoseg.schema.folders import ModelFolder
+from autoseg.schema.folders import PREVIOUS_MODEL, ModelFolder
 from autoseg.schema.plan import Configuration, Plan
 from autoseg.schema.report import RunReport
 
 if TYPE_CHECKING:
     from autoseg.inference.predictor import Predictor
     from autoseg.preprocessing.case import PreprocessedCase
-
-PREVIOUS_MODEL = "previous_model"
-"""The setting in run.json with the path of the first stage's model, relative to that of the second."""
 
 
 def model_before(folder: ModelFolder, configuration: Configuration) -> ModelFolder:
@@ -93,16 +91,30 @@ def numbered(labels: Labels) -> Labels:
     )
 
 
-def segment_before(before: Predictor, case: PreprocessedCase) -> np.ndarray:
+def segment_before(before: Predictor, case: PreprocessedCase, configuration: Configuration) -> np.ndarray:
     """Internal indices (z, y, x) on the grid of ``case``, from the image on the coarse grid that comes with it.
 
     The logits of the first stage are resampled once, from its grid to that of the second, as nnU-Net does for
-    training. (For prediction it goes by way of a label file on the image's own grid; here both are the same.)
+    training. For prediction it goes by way of a label file on the image's own grid; here both are the same, except for
+    models that nnU-Net trained, which are to predict what they predict there.
     """
     coarse = case.coarse
     if coarse is None:
         raise ValueError("the case was not prepared for two stages")
+    if configuration.previous_as_nnunet:
+        return _as_label_file(_indexed(before).infer(coarse).labels, case, configuration)
     return segment_onto(before, coarse, case.trace.resampled_shape, case.trace.target_spacing)
+
+
+def _as_label_file(labels: np.ndarray, case: PreprocessedCase, configuration: Configuration) -> np.ndarray:
+    """A segmentation on the image's own grid, brought to that of ``case`` as nnU-Net brings label files there.
+
+    It marks background where the image is empty as a label of its own, so that it does not vote with the rest of the
+    background when labels are resized.
+    """
+    if case.empty is not None and case.empty.any():
+        labels = np.where(case.empty & (labels == 0), np.int16(-1), labels.astype(np.int16))
+    return label_on_grid(labels, case.trace, configuration.resampling)
 
 
 def segment_onto(
@@ -110,5 +122,9 @@ def segment_onto(
 ) -> np.ndarray:
     """Internal indices on a grid of ``shape`` (z, y, x), axes transposed, and ``spacing`` in mm."""
     trace = between_grids(coarse.image.shape[1:], coarse.trace.target_spacing, shape, spacing)
-    indexed = replace(before, plan=replace(before.plan, labels=numbered(before.plan.labels)))
-    return indexed.infer(replace(coarse, trace=trace)).labels
+    return _indexed(before).infer(replace(coarse, trace=trace)).labels
+
+
+def _indexed(before: Predictor) -> Predictor:
+    """The same model, which says internal indices."""
+    return replace(before, plan=replace(before.plan, labels=numbered(before.plan.labels)))

@@ -58,12 +58,9 @@ class JointPredictor:
         """Labels on the original grid; with ``probabilities`` also their means, float16 (heads, z, y, x)."""
         labels = self.members[0].plan.labels
         shape = cases[0].trace.shape
-        restorers = [
-            PlaneProbabilities(case.trace, labels=labels, resampling=member.configuration.resampling)
-            for member, case in zip(self.members, cases, strict=True)
-        ]
+        restorers = self.restorers(cases)
         axis = restorers[0].axis
-        sweeps = self._sweeps(cases, axis, probabilities=probabilities)
+        sweeps = self.sweeps(cases, axis, kept=labels.num_heads * probabilities)
         kept = np.empty((labels.num_heads, *shape), dtype=np.float16) if probabilities else None
         decided: np.ndarray | None = None
         with torch.inference_mode():
@@ -71,10 +68,7 @@ class JointPredictor:
                 _planes(member, case, restorer, sweep, axis)
                 for member, case, restorer, sweep in zip(self.members, cases, restorers, sweeps, strict=True)
             ]
-            for index, planes in enumerate(zip(*streams, strict=True)):
-                mean = planes[0] / len(planes)
-                for plane in planes[1:]:
-                    mean += plane / len(planes)
+            for index, mean in enumerate(mean_planes(streams)):
                 values = restorers[0].decide(mean)
                 if decided is None:
                     decided = np.empty(shape, dtype=values.dtype)
@@ -84,13 +78,27 @@ class JointPredictor:
         assert decided is not None
         return Segmentation(decided, kept)
 
-    def _sweeps(self, cases: Sequence[PreprocessedCase], axis: int, *, probabilities: bool) -> list[Sweep]:
-        """How each member passes over its image, so that all accumulators fit together."""
-        heads = self.members[0].plan.labels.num_heads
+    def restorers(self, cases: Sequence[PreprocessedCase]) -> list[PlaneProbabilities]:
+        """What brings the logits of each member back to the image's grid."""
+        labels = self.members[0].plan.labels
+        return [
+            PlaneProbabilities(case.trace, labels=labels, resampling=member.configuration.resampling)
+            for member, case in zip(self.members, cases, strict=True)
+        ]
+
+    def sweeps(self, cases: Sequence[PreprocessedCase], axis: int, *, kept: int, more: int = 0) -> list[Sweep]:
+        """How each member passes over its image, so that all accumulators fit together.
+
+        Args:
+            axis: of the image, across which planes are handed on.
+            kept: numbers of half precision that are kept per voxel of the image, beside its label.
+            more: channels that gather beside the logits or features of a network.
+        """
+        heads = self.members[0].plan.labels.num_heads + more
         voxels = int(np.prod(cases[0].trace.shape))
         whole = sum(case.trace.transpose[0] != axis for case in cases)
-        besides = voxels * (2 + 2 * heads * (whole + probabilities))
-        least = [_least_bytes(member, case) for member, case in zip(self.members, cases, strict=True)]
+        besides = voxels * (2 + 2 * (heads * whole + kept))
+        least = [_least_bytes(member, case, more) for member, case in zip(self.members, cases, strict=True)]
         sweeps: list[Sweep] = []
         for index, (member, case) in enumerate(zip(self.members, cases, strict=True)):
             taken = sum(ring_bytes(_shape(cases[other]), sweep) for other, sweep in enumerate(sweeps))
@@ -104,7 +112,7 @@ class JointPredictor:
                     _shape(case),
                     member.configuration,
                     heads=heads,
-                    features=member.ensemble.features,
+                    features=_features(member, more),
                     step=member.step_size,
                     device=device,
                     memory=memory,
@@ -118,13 +126,17 @@ def _shape(case: PreprocessedCase) -> tuple[int, ...]:
     return tuple(case.image.shape[1:])
 
 
-def _least_bytes(member: Predictor, case: PreprocessedCase) -> int:
+def _features(member: Predictor, more: int) -> int | None:
+    return None if member.ensemble.features is None else member.ensemble.features + more
+
+
+def _least_bytes(member: Predictor, case: PreprocessedCase, more: int) -> int:
     """What a member needs at least: sums in float16 and one window."""
     configuration = member.configuration
-    heads = member.plan.labels.num_heads
+    heads = member.plan.labels.num_heads + more
     patch = (1, *configuration.patch_size) if configuration.ndim == 2 else configuration.patch_size
     sweep = Sweep(
-        patch=patch, heads=heads, features=member.ensemble.features, step=member.step_size, dtype=torch.float16
+        patch=patch, heads=heads, features=_features(member, more), step=member.step_size, dtype=torch.float16
     )
     return ring_bytes(_shape(case), sweep) + window_bytes(configuration, sweep.channels)
 
@@ -136,12 +148,24 @@ def _planes(
     ensemble = member.ensemble
     evaluate = partial(ensemble.evaluate, per_batch=sweep.per_batch)
     pieces = stitch(member.network_image(case), evaluate, sweep, head=ensemble.head if ensemble.heads else None)
-    planes = restorer.planes(pieces)
-    return planes if restorer.axis == axis else _turned(planes, case.trace.shape, restorer.axis, axis)
+    return turned(restorer.planes(pieces), case.trace.shape, restorer.axis, axis)
 
 
-def _turned(planes: Iterable[np.ndarray], shape: Sequence[int], axis: int, wanted: int) -> Iterator[np.ndarray]:
+def mean_planes(streams: Sequence[Iterable[np.ndarray]]) -> Iterator[np.ndarray]:
+    """The mean of planes that come one after the other from each member, who count alike."""
+    for planes in zip(*streams, strict=True):
+        mean = planes[0] / len(planes)
+        for plane in planes[1:]:
+            mean += plane / len(planes)
+        yield mean
+
+
+def turned(planes: Iterator[np.ndarray], shape: Sequence[int], axis: int, wanted: int) -> Iterator[np.ndarray]:
     """Planes across ``axis`` as planes across another axis: only whole, as float16, can they be turned."""
+    return planes if axis == wanted else _across(planes, shape, axis, wanted)
+
+
+def _across(planes: Iterable[np.ndarray], shape: Sequence[int], axis: int, wanted: int) -> Iterator[np.ndarray]:
     volume: np.ndarray | None = None
     for index, plane in enumerate(planes):
         if volume is None:

@@ -23,7 +23,8 @@ from autoseg.io.volume import Geometry, Volume
 from autoseg.log import get_logger
 from autoseg.nets import traits_of
 from autoseg.nets.device import choose_device, choose_precision, tune
-from autoseg.nets.label_channels import label_groups
+from autoseg.nets.label_channels import integer_groups, label_groups
+from autoseg.ops.crop import nonzero_mask
 from autoseg.preprocessing.case import PreprocessedCase, preprocess_case
 from autoseg.preprocessing.restore import Restorer
 from autoseg.schema.folders import ModelFolder
@@ -98,7 +99,7 @@ class Predictor:
         """
         if not 0 < step_size <= 1:
             raise SettingError(f"a step size of {step_size} is not possible", hint="use more than 0, at most 1")
-        folder = ModelFolder(as_model_folder(model_folder))
+        folder = ModelFolder(as_model_folder(model_folder, stages=stages))
         names = _chosen_folds(folder, tuple(str(name) for name in folds))
         plan = records.load(Plan, folder.plan)
         configuration = for_inference(_configuration(folder, names, plan), prune)
@@ -107,6 +108,7 @@ class Predictor:
         tune(chosen)
         mirror = tta if tta is not None else chosen.type == "cuda"
         refines = configuration.previous_stage is not None
+        groups = integer_groups if configuration.previous_as_nnunet else label_groups
         first = None
         if refines and stages:
             first = Predictor.load(
@@ -126,7 +128,7 @@ class Predictor:
             device=chosen,
             precision=None if exact else choose_precision(chosen),
             mirror_axes=_mirror_axes(folder, configuration) if mirror else (),
-            previous=label_groups(plan.labels) if refines else (),
+            previous=groups(plan.labels) if refines else (),
         )
         channels, heads = plan.input_channels(configuration), plan.labels.num_heads
         return Predictor(
@@ -199,7 +201,10 @@ class Predictor:
         if finding is not None:
             raise DatasetError(f"the image {finding.fault}", hint=finding.remedy)
         case = preprocess_case(volume, None, plan=self.plan, configuration=self.configuration)
-        return case if self.first is None else replace(case, coarse=self.first.prepare(volume))
+        if self.first is None:
+            return case
+        empty = ~nonzero_mask(volume.data) if self.configuration.previous_as_nnunet else None
+        return replace(case, coarse=self.first.prepare(volume), empty=empty)
 
     def network_image(self, case: PreprocessedCase, previous: np.ndarray | None = None) -> np.ndarray:
         """What windows are cut from, float32 (c, z, y, x): in the second stage of a cascade, the last channel is the
@@ -210,7 +215,7 @@ class Predictor:
         if previous is None:
             if self.first is None:
                 raise ValueError("the second stage of a cascade needs what the first one says")
-            previous = segment_before(self.first, case)
+            previous = segment_before(self.first, case, self.configuration)
         return np.concatenate([case.image, previous[np.newaxis]], dtype=np.float32, casting="unsafe")
 
     def infer(

@@ -9,7 +9,7 @@ Sums over windows and resizing are linear, so probabilities stream beside the lo
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 
@@ -74,24 +74,20 @@ def infer_with_doubt(
     regions = labels.has_regions
 
     def evaluate(windows: Tensor) -> Tensor:
-        return _with_probabilities(
+        return with_probabilities(
             ensemble, windows, per_batch=sweep.per_batch, temperature=temperature, regions=regions
         )
-
-    def head(values: Tensor) -> Tensor:
-        assert features is not None
-        return torch.cat([ensemble.head(values[:, :features]), values[:, features:]], dim=1)
 
     entropy = np.zeros(trace.shape, dtype=np.float16)
     target = crop(entropy.transpose(trace.transpose), trace.box)
     kept = _no_probabilities(heads, trace.shape, regions=regions) if probabilities else None
     axes = (0, *(axis + 1 for axis in trace.transpose))
     place = None if kept is None else crop(kept.transpose(axes), trace.box)
-    sums = _Sums(labels)
+    sums = DoubtSums(labels)
 
     image = predictor.network_image(case)
     with torch.inference_mode():
-        pieces = stitch(image, evaluate, sweep, head=head if features is not None else None)
+        pieces = stitch(image, evaluate, sweep, head=head_of(ensemble))
 
         def seen() -> Iterator[np.ndarray]:
             for piece in pieces:
@@ -106,7 +102,15 @@ def infer_with_doubt(
     return Segmentation(restorer.finish(), kept, Doubt(entropy, sums.doubt(temperature)))
 
 
-def _with_probabilities(
+def head_of(ensemble: Ensemble) -> Callable[[Tensor], Tensor] | None:
+    """The head for what ``with_probabilities`` returns, None where networks return logits."""
+    features = ensemble.features
+    if features is None:
+        return None
+    return lambda values: torch.cat([ensemble.head(values[:, :features]), values[:, features:]], dim=1)
+
+
+def with_probabilities(
     ensemble: Ensemble, windows: Tensor, *, per_batch: int, temperature: float, regions: bool
 ) -> Tensor:
     """What ``Ensemble.evaluate`` returns, and below it the mean probabilities of all members: float32."""
@@ -152,7 +156,7 @@ def _information(p: np.ndarray) -> np.ndarray:
     return result
 
 
-class _Sums:
+class DoubtSums:
     """Voxels found, voxels expected, and both at once, per head; gathered plane by plane."""
 
     def __init__(self, labels: Labels) -> None:
@@ -211,6 +215,11 @@ class DoubtfulPredictor:
     predictor: Predictor
     temperature: float = 1.0
 
+    @property
+    def temperatures(self) -> dict[str, float]:
+        """Those of several models, of which this is none."""
+        return {}
+
     def segment(self, volume: Volume, *, probabilities: bool = False) -> Segmentation:
         """Preprocess, predict and restore one image; errors as ``Predictor.segment``."""
         case = self.predictor.prepare(volume)
@@ -240,4 +249,13 @@ def logit_planes(predictor: Predictor, case: PreprocessedCase) -> Iterator[np.nd
         yield from restored_planes(pieces, case.trace, resampling=predictor.configuration.resampling)
 
 
-__all__ = ["Doubt", "DoubtfulPredictor", "infer_with_doubt", "logit_planes", "voxel_entropy"]
+__all__ = [
+    "Doubt",
+    "DoubtSums",
+    "DoubtfulPredictor",
+    "head_of",
+    "infer_with_doubt",
+    "logit_planes",
+    "voxel_entropy",
+    "with_probabilities",
+]

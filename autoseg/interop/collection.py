@@ -17,6 +17,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from autoseg import records
 from autoseg.errors import AutosegError, DatasetError, PartialError, SettingError
 from autoseg.io.companions import companions
@@ -37,7 +39,7 @@ class Entry:
     """One case: its image files (one per channel, or one with all channels) and its label, if it has one.
 
     ``read`` is for what no single file holds, such as a DICOM series: it returns image and label, and takes the
-    place of the files.
+    place of the files. ``integers`` are new integers for all of the label, background excepted, where they change.
     """
 
     id: str
@@ -45,6 +47,7 @@ class Entry:
     label: Path | None = None
     test: bool = False
     read: Callable[[], tuple[Volume, Volume | None]] | None = None
+    integers: Mapping[int, int] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,7 +162,10 @@ def _bring(entry: Entry, *, folder: Path, ending: str, channels: int, link: bool
     if entry.label is not None:
         own = split_ending(entry.label.name)[1].lower()
         target = labels / f"{entry.id}{own if own in LABEL_ENDINGS and not companions(entry.label) else ending}"
-        changed |= _place(entry.label, target, link=link, label=True)
+        if entry.integers is None:
+            changed |= _place(entry.label, target, link=link, label=True)
+        else:
+            changed |= _renumber(entry.label, target, entry.integers)
     return changed
 
 
@@ -214,6 +220,25 @@ def _place(source: Path, target: Path, *, link: bool, label: bool = False) -> bo
         shutil.copyfile(source, temporary)
         state = source.stat()
         os.utime(temporary, ns=(state.st_atime_ns, state.st_mtime_ns))
+    return True
+
+
+def _renumber(source: Path, target: Path, integers: Mapping[int, int]) -> bool:
+    """Write a label with other integers; False if it is there already."""
+    if not source.is_file():
+        raise DatasetError(f"{source} does not exist", hint="check the path")
+    if target.exists():
+        return False
+    volume = read_label(source)
+    found, places = np.unique(volume.data[0], return_inverse=True)
+    unknown = [str(value) for value in found.tolist() if value and value not in integers]
+    if unknown:
+        raise DatasetError(
+            f"{source} holds {', '.join(unknown)}, which dataset.json does not name",
+            hint="name these integers, or correct the file",
+        )
+    values = np.array([integers[value] if value else 0 for value in found.tolist()], dtype=np.int32)
+    write_label(target, values[places].reshape(volume.data[0].shape), volume.geometry)
     return True
 
 

@@ -2,32 +2,35 @@
 
 A model lies in ``TRAINER__PLANS__CONFIGURATION`` with plans.json, dataset.json and ``fold_X/checkpoint_final.pth``. Of
 a zip (``nnUNetv2_export_model_to_zip``) only these members are read, and they are written under names of our own, so
-that the names in an archive never become paths.
+that the names in an archive never become paths. The second stage of a cascade brings the first along, which lies beside
+it under the same trainer and plans.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 import shutil
 import tempfile
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PurePath, PurePosixPath
+from typing import IO, Any
 
 import torch
 from safetensors.torch import save_file
 
 from autoseg import records
 from autoseg.errors import ModelFolderError
-from autoseg.interop.nnunet_plans import Translated, translate_plan
+from autoseg.interop.nnunet_plans import Translated, stage_before, translate_plan
 from autoseg.interop.nnunet_weights import Checkpoint, read_checkpoint, rename_weights
 from autoseg.io.discover import resolve_workspace
 from autoseg.log import get_logger
 from autoseg.nets import build_network
-from autoseg.schema.folders import ModelFolder
+from autoseg.schema.folders import FIRST_STAGE, PREVIOUS_MODEL, ModelFolder
 from autoseg.schema.plan import Configuration, Plan
 from autoseg.schema.report import RunReport
 
@@ -36,14 +39,19 @@ _LOG = get_logger(__name__)
 # Final weights as nnU-Net itself chooses them; the best ones where training never came to its end.
 _CHECKPOINTS = ("checkpoint_final.pth", "checkpoint_best.pth")
 _FACTS = ("plans.json", "dataset.json")
+_LARGEST_PLANS = 64 << 20
 _MEMBER = re.compile(rf"^fold_(\d+|all)/({'|'.join(re.escape(name) for name in _CHECKPOINTS)})$")
 
 
 @dataclass(frozen=True)
 class _Model:
-    """A model found: where its facts and checkpoints lie, by path inside the model; ``stamp`` tells its state."""
+    """A model found: where its facts and checkpoints lie, by path inside the model; ``stamp`` tells its state.
+
+    ``folder`` is the path of the model, in a zip that inside the archive.
+    """
 
     place: Path
+    folder: PurePath
     name: str
     members: Mapping[str, str]
     stamp: str
@@ -57,7 +65,9 @@ class _Model:
         return {match[1]: match[0] for match in matches if match[2] == kind}
 
 
-def as_model_folder(path: Path | str, cache: Path | None = None, *, configuration: str | None = None) -> Path:
+def as_model_folder(
+    path: Path | str, cache: Path | None = None, *, configuration: str | None = None, stages: bool = True
+) -> Path:
     """``path`` itself, or, if it is a model of nnU-Net v2, autoseg's translation of it in ``cache``.
 
     The translation is kept: the same files are not translated twice. Folds, labels, channels and mirror axes come
@@ -67,21 +77,23 @@ def as_model_folder(path: Path | str, cache: Path | None = None, *, configuratio
         path: a model folder of either program, a folder with nnU-Net models up to two levels below, or a zip.
         cache: default: ``cache/nnunet`` in the work directory.
         configuration: which one, where there are several.
+        stages: of a cascade, translate the first stage too; it comes to lie inside the folder of the second.
 
     Raises:
-        ModelFolderError: several models fit, or the model cannot be translated; the reasons are listed.
+        ModelFolderError: several models fit, the model cannot be translated (the reasons are listed), or the first
+            stage of a cascade is not there.
         DatasetError: its dataset.json is wrong.
     """
     path = Path(path).expanduser().absolute()
     found = _find(path)
     if not found:
         return path
-    model = _choose(path, found, configuration)
-    root = (cache or resolve_workspace().root / "cache" / "nnunet") / f"{model.name}-{model.stamp}"
+    models = _stages(_choose(path, found, configuration)) if stages else [_choose(path, found, configuration)]
+    stamp = models[0].stamp if len(models) == 1 else _stamp(*(model.stamp for model in models))
+    root = (cache or resolve_workspace().root / "cache" / "nnunet") / f"{models[0].name}-{stamp}"
     if not ModelFolder(root).finished_folds():
-        _LOG.info("nnU-Net: translating %s", path)
-        with _unpacked(model) as folder:
-            convert(folder, root, checkpoints=model.checkpoints)
+        _LOG.info("nnU-Net: translating %s", " and ".join(str(model.folder) for model in models))
+        _convert_all(models, root)
     return root
 
 
@@ -94,15 +106,15 @@ def import_model(path: Path | str, results: Path, *, configuration: str | None =
     """Translate a model of nnU-Net v2 into ``results/DATASET/NAME``, where models of autoseg lie.
 
     Raises:
-        ModelFolderError: it cannot be translated, or another model has this place.
+        ModelFolderError: it cannot be translated, another model has this place, or the first stage of a cascade is not
+            there.
         DatasetError: its dataset.json is wrong.
     """
     path = Path(path).expanduser().absolute()
-    model = _choose(path, _find(path), configuration)
+    models = _stages(_choose(path, _find(path), configuration))
     with tempfile.TemporaryDirectory(prefix=".translating.partial", dir=_made(results)) as temporary:
-        with _unpacked(model) as folder:
-            new = convert(folder, Path(temporary, model.name), checkpoints=model.checkpoints)
-        target = results / records.load(Plan, new.plan).dataset / model.name
+        new = _convert_all(models, Path(temporary, models[0].name))
+        target = results / records.load(Plan, new.plan).dataset / models[0].name
         if not target.exists():
             target.parent.mkdir(exist_ok=True)
             new.root.rename(target)
@@ -117,8 +129,9 @@ def _made(folder: Path) -> Path:
 
 
 def _digests(root: Path) -> dict[str, str]:
-    model = ModelFolder(root)
-    files = [model.plan, *(model.fold(name).weights for name in model.finished_folds())]
+    files = []
+    for model in (ModelFolder(root), ModelFolder(root).first_stage):
+        files += [model.plan, *(model.fold(name).weights for name in model.finished_folds())]
     there = {path.relative_to(root).as_posix(): path for path in files if path.is_file()}
     return {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in there.items()}
 
@@ -132,11 +145,27 @@ def convert(folder: Path, root: Path, *, checkpoints: Mapping[str, str]) -> Mode
     Raises:
         ModelFolderError, DatasetError: as ``as_model_folder``.
     """
+    return _appearing(root, lambda model: _write(folder, model, checkpoints))
+
+
+def _convert_all(models: Sequence[_Model], root: Path) -> ModelFolder:
+    """Translate a model and, in a cascade, the one before it into a new folder ``root``."""
+
+    def write(model: ModelFolder) -> None:
+        named = {PREVIOUS_MODEL: FIRST_STAGE} if len(models) > 1 else {}
+        for source, target, facts in zip(models, (model, model.first_stage), (named, {}), strict=False):
+            with _unpacked(source) as folder:
+                _write(folder, target, source.checkpoints, **facts)
+
+    return _appearing(root, write)
+
+
+def _appearing(root: Path, write: Callable[[ModelFolder], None]) -> ModelFolder:
     records.make_folder(root.parent)
     with records.writing(root):
         partial = Path(tempfile.mkdtemp(prefix=f".{root.name}.partial", dir=root.parent))
     try:
-        _write(folder, ModelFolder(partial), checkpoints)
+        write(ModelFolder(partial))
         # mkdtemp makes a private folder; models are for everybody that the work directory is for.
         partial.chmod(root.parent.stat().st_mode)
         if not ModelFolder(root).finished_folds():
@@ -146,20 +175,21 @@ def convert(folder: Path, root: Path, *, checkpoints: Mapping[str, str]) -> Mode
     return ModelFolder(root)
 
 
-def _write(folder: Path, model: ModelFolder, checkpoints: Mapping[str, str]) -> None:
+def _write(folder: Path, model: ModelFolder, checkpoints: Mapping[str, str], **named: str) -> None:
+    """``named`` are further settings of run.json."""
     translated: Translated | None = None
     for fold, member in checkpoints.items():
         checkpoint = read_checkpoint(folder / member)
         if translated is None:
             translated = translate_plan(folder, checkpoint.configuration, batch_norm=checkpoint.batch_norm)
-            translated = replace(translated, plan=_save_facts(model, translated, checkpoint))
+            translated = replace(translated, plan=_save_facts(model, translated, checkpoint, named))
         configuration = translated.plan.configuration(checkpoint.configuration)
         weights = fitting_weights(checkpoint, translated.plan, configuration)
         with records.atomic_path(model.fold(fold).weights) as temporary:
             save_file(weights, temporary, metadata={"configuration": configuration.name})
 
 
-def _save_facts(model: ModelFolder, translated: Translated, checkpoint: Checkpoint) -> Plan:
+def _save_facts(model: ModelFolder, translated: Translated, checkpoint: Checkpoint, named: Mapping[str, str]) -> Plan:
     parameters = sum(tensor.numel() for name, tensor in checkpoint.weights.items() if ".running_" not in name)
     configurations = tuple(
         replace(entry, cost=replace(entry.cost, parameters=parameters))
@@ -170,7 +200,7 @@ def _save_facts(model: ModelFolder, translated: Translated, checkpoint: Checkpoi
     plan = replace(translated.plan, configurations=configurations)
     records.save(model.plan, plan)
     records.save(model.dataset, translated.spec)
-    settings = {"configuration": checkpoint.configuration, "mirror_axes": list(checkpoint.mirror_axes)}
+    settings = {"configuration": checkpoint.configuration, "mirror_axes": list(checkpoint.mirror_axes), **named}
     records.save(model.run, RunReport(command=f"translated from nnU-Net v2, {checkpoint.trainer}", settings=settings))
     return plan
 
@@ -182,14 +212,13 @@ def fitting_weights(checkpoint: Checkpoint, plan: Plan, configuration: Configura
         ModelFolderError: tensors are missing, left over, or of another shape.
     """
     weights = rename_weights(checkpoint.weights, configuration.architecture.name, configuration.topology.num_stages)
-    extra = len(plan.labels.foreground) if configuration.previous_stage is not None else 0
     # Fresh weights are drawn and thrown away; the caller's random numbers stay as they are.
     with torch.random.fork_rng(devices=[]):
         network = build_network(
             configuration.architecture,
             configuration.topology,
             ndim=configuration.ndim,
-            in_channels=len(plan.channels) + extra,
+            in_channels=plan.input_channels(configuration),
             num_heads=plan.labels.num_heads,
             patch_size=configuration.patch_size,
         )
@@ -228,7 +257,7 @@ def _in_folder(folder: Path) -> _Model | None:
     there = {file.relative_to(folder).as_posix(): file for file in files if file.is_file()}
     stats = {name: file.stat() for name, file in there.items()}
     stamp = _stamp(str(folder), *(f"{name} {stat.st_size} {stat.st_mtime_ns}" for name, stat in stats.items()))
-    return _complete(_Model(folder, folder.name, {name: name for name in there}, stamp))
+    return _complete(_Model(folder, folder, folder.name, {name: name for name in there}, stamp))
 
 
 def _in_zip(path: Path) -> list[_Model]:
@@ -248,7 +277,8 @@ def _in_zip(path: Path) -> list[_Model]:
         members = {name: entry for name, entry in inside.items() if name in _FACTS or _MEMBER.match(name)}
         stamp = _stamp(*(f"{name} {entry.file_size} {entry.CRC}" for name, entry in members.items()))
         name = re.sub(r"\W+", "_", root.name or path.stem)
-        models.append(_complete(_Model(path, name, {name: entry.filename for name, entry in members.items()}, stamp)))
+        paths = {name: entry.filename for name, entry in members.items()}
+        models.append(_complete(_Model(path, root, name, paths, stamp)))
     return [model for model in models if model]
 
 
@@ -267,12 +297,67 @@ def _choose(path: Path, found: list[_Model], configuration: str | None) -> _Mode
         return found[0]
     if len(fitting) == 1:
         return fitting[0]
+    # Who gives both stages of a cascade means the second, which brings the first along.
+    firsts = set(map(_folder_before, found)) if configuration is None else set()
+    rest = [model for model in found if model.folder not in firsts]
+    if len(rest) == 1:
+        return rest[0]
     names = ", ".join(model.name for model in found)
     wanted = f" for {configuration}" if configuration else ""
     raise ModelFolderError(
         f"{path} holds several models of nnU-Net and {len(fitting)} of them are fit{wanted}: {names}",
         hint="name one with -c CONFIGURATION, or give its own folder",
     )
+
+
+def _stages(model: _Model) -> list[_Model]:
+    """The model and, in a cascade, the one before it.
+
+    Raises:
+        ModelFolderError: that one is not there.
+    """
+    wanted = _folder_before(model)
+    if wanted is None:
+        return [model]
+    beside = [_in_folder(Path(wanted))] if model.place.is_dir() else _in_zip(model.place)
+    for before in beside:
+        if before is not None and before.folder == wanted:
+            return [model, before]
+    raise ModelFolderError(
+        f"{model.folder.name} is the second stage of a cascade, and the model of its first stage is not beside it: "
+        f"{wanted if model.place.is_dir() else f'{wanted} in {model.place}'} is missing or holds no trained fold",
+        hint=f"copy {wanted.name} there, or export both: nnUNetv2_export_model_to_zip -c {wanted.name.split('__')[-1]} "
+        f"{model.folder.name.split('__')[-1]}",
+    )
+
+
+def _folder_before(model: _Model) -> PurePath | None:
+    """Of the second stage of a cascade, where nnU-Net keeps the model of the first: same trainer, same plans."""
+    plans = _plans(model)
+    start, _, configuration = model.folder.name.rpartition("__")
+    if not start or configuration not in plans.get("configurations", {}):
+        return None
+    previous = stage_before(plans, configuration)
+    return None if previous is None else model.folder.with_name(f"{start}__{previous}")
+
+
+def _plans(model: _Model) -> Mapping[str, Any]:
+    """The content of plans.json, empty where it is none: translating the model will say so."""
+    try:
+        with _opened(model, "plans.json") as stream:
+            data = json.loads(stream.read(_LARGEST_PLANS).decode())
+    except (OSError, zipfile.BadZipFile, NotImplementedError, ValueError):
+        return {}
+    return data if isinstance(data, dict) and isinstance(data.get("configurations"), dict) else {}
+
+
+def _opened(model: _Model, fact: str) -> IO[bytes]:
+    """A file of a model, which in a zip stays in the archive."""
+    if model.place.is_dir():
+        return (model.place / fact).open("rb")
+    with zipfile.ZipFile(model.place) as archive:
+        # The archive's file stays open until its members are closed.
+        return archive.open(model.members[fact])
 
 
 @contextmanager

@@ -27,6 +27,7 @@ _NETWORKS = {"PlainConvUNet": "unet", "ResidualEncoderUNet": "resenc_unet"}
 _SPLINES = "resample_data_or_seg_to_shape"
 # They interpolate linearly with torch, whatever is resampled.
 _LINEAR = ("resample_torch_fornnunet", "resample_torch_simple")
+_RESAMPLED = {"data": "images", "probabilities": "predictions", "seg": "segmentations of the stage before"}
 _FILE_ENDING = ".nii.gz"
 
 # Thresholds that no spacing or every spacing exceeds: nnU-Net's force_separate_z false and true.
@@ -66,6 +67,18 @@ class Translated:
 
     plan: Plan
     spec: DatasetSpec
+
+
+def stage_before(data: Mapping[str, Any], configuration: str) -> str | None:
+    """The configuration whose segmentations another one refines, by the content of plans.json.
+
+    None if there is none, or if that content is not of nnU-Net v2, which ``translate_plan`` refuses.
+    """
+    try:
+        previous = _inherited(configuration, data["configurations"]).get("previous_stage")
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return None
+    return None if previous is None else str(previous)
 
 
 def translate_plan(folder: Path, configuration: str, *, batch_norm: bool = False) -> Translated:
@@ -166,6 +179,7 @@ def _configuration(name: str, data: Mapping[str, Any], problems: list[str], *, b
         batch_dice=bool(values["batch_dice"]),
         cost=Cost(parameters=0, memory_bytes=0, flops=0),
         previous_stage=values.get("previous_stage"),
+        previous_as_nnunet=values.get("previous_stage") is not None,
         why=("translated from the plans.json of nnU-Net v2",),
     )
 
@@ -205,24 +219,27 @@ def _normalization(
 
 
 def _resampling(values: Mapping[str, Any], problems: list[str]) -> Resampling:
-    """Orders and the rule of separate slices; that of labels has no part in prediction."""
-    orders, rules = {}, []
-    for what, usual in (("data", 3), ("probabilities", 1)):
+    """Orders and the rule of separate slices; that of labels has a part in prediction only after another stage."""
+    orders, rules = {"seg": 1}, []
+    labels = [("seg", 1)] if values.get("previous_stage") is not None else []
+    for what, usual in (("data", 3), ("probabilities", 1), *labels):
         function = values[f"resampling_fn_{what}"]
         arguments = values.get(f"resampling_fn_{what}_kwargs") or {}
-        if function not in (_SPLINES, *_LINEAR):
-            problems.append(f"{what} are resampled by {function}")
+        if function not in (_SPLINES, *_LINEAR) or (what == "seg" and function != _SPLINES):
+            problems.append(f"{_RESAMPLED[what]} are resampled by {function}")
         orders[what] = int(arguments.get("order", usual)) if function == _SPLINES else 1
         forced = arguments.get("force_separate_z")
         threshold = _AUTOMATIC if forced is None else _ALWAYS if forced else _NEVER
         rules.append((int(arguments.get("order_z", 0)), threshold))
-    if rules[0] != rules[1]:
+    if len(set(rules)) > 1:
         problems.append("images and predictions have different rules for resampling slices separately")
-    if orders["probabilities"] not in (0, 1):
-        problems.append(f"predictions are resampled with order {orders['probabilities']}")
+    for what in ("probabilities", "seg"):
+        if orders[what] not in (0, 1):
+            problems.append(f"{_RESAMPLED[what]} are resampled with order {orders[what]}")
     order_z, threshold = rules[0]
     return Resampling(
         order_image=orders["data"],
+        order_label=orders["seg"],
         order_logits=orders["probabilities"],
         order_z=order_z,
         anisotropy_threshold=threshold,
@@ -322,4 +339,4 @@ def _last(path: Any) -> str:
     return str(path).rsplit(".", 1)[-1]
 
 
-__all__ = ["Translated", "translate_plan"]
+__all__ = ["Translated", "stage_before", "translate_plan"]

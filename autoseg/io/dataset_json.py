@@ -18,13 +18,14 @@ from autoseg.schema.dataset import CaseFiles, Label, Labels
 
 _BACKGROUND = "background"
 _IGNORE = "ignore"
+_ORDER = "regions_class_order"
 _KEYS = (
     "channel_names",
     "modality",
     "labels",
     "file_ending",
     "numTraining",
-    "regions_class_order",
+    _ORDER,
     "dataset",
     "annotated",
 )
@@ -75,6 +76,19 @@ def read_description(folder: Path) -> Description:
         raise DatasetError(f"{path} has problems:\n{joined(problems)}", hint="correct these entries")
     count = data.get("numTraining")
     return Description(channels, labels, ending, count if isinstance(count, int) else None, cases, annotated)
+
+
+def labels_of(labels: Mapping[str, Any], order: Any = None, *, source: str) -> Labels:
+    """What the entries "labels" and "regions_class_order" of a dataset.json say.
+
+    Raises:
+        DatasetError: they are wrong; all problems are listed, under the name of ``source``.
+    """
+    problems: list[str] = []
+    found = _labels(_Pairs([("labels", _Pairs(list(labels.items()))), (_ORDER, order)]), problems)
+    if found is None:
+        raise DatasetError(f"the labels of {source} have problems:\n{joined(problems)}", hint="correct these entries")
+    return found
 
 
 def _load(path: Path) -> _Pairs:
@@ -188,7 +202,7 @@ def _class_order(
 ) -> tuple[int, ...] | None:
     if all(len(values) == 1 for values in foreground.values()):
         return None
-    given = data.get("regions_class_order")
+    given = data.get(_ORDER)
     order = [_integer(item) for item in given] if isinstance(given, list) else []
     if len(order) != len(foreground) or None in order:
         problems.append(

@@ -17,6 +17,11 @@ def label_groups(labels: Labels) -> Groups:
     return tuple(labels.internal(label) for label in labels.foreground)
 
 
+def integer_groups(labels: Labels) -> Groups:
+    """Per foreground integer, in ascending order, its internal index: the channels of a cascade of nnU-Net."""
+    return tuple((index,) for index in range(1, len(labels.leaves)))
+
+
 def add_label_channels(image: Tensor, label: Tensor, groups: Sequence[Sequence[int]]) -> Tensor:
     """The image (b, c, *spatial) with one more channel per group.
 

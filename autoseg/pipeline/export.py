@@ -7,14 +7,14 @@ from pathlib import Path
 
 from autoseg import records
 from autoseg.errors import ModelFolderError, SettingError
-from autoseg.inference.cascade import PREVIOUS_MODEL, check_before
+from autoseg.inference.cascade import check_before
 from autoseg.io.bundle import Content, describe, file_sha256, write_bundle
 from autoseg.log import get_logger, size
 from autoseg.pipeline.card import card_text, make_card, public_run
 from autoseg.pipeline.choose import choose_model
 from autoseg.pipeline.weights import configuration_of, stage_before
 from autoseg.schema.dataset import DatasetSpec
-from autoseg.schema.folders import FIRST_STAGE, ModelFolder, Workspace
+from autoseg.schema.folders import FIRST_STAGE, PREVIOUS_MODEL, ModelFolder, Workspace
 from autoseg.schema.plan import Plan
 from autoseg.schema.report import EvaluationReport, RunReport
 from autoseg.schema.sharing import CARD, LICENCE, READABLE_CARD, Manifest

@@ -14,6 +14,7 @@ from autoseg.inference.predictor import for_inference
 from autoseg.inference.tiles import WEIGHT_FLOOR
 from autoseg.io.bundle import file_sha256
 from autoseg.log import get_logger
+from autoseg.pipeline.weights import configuration_of
 from autoseg.schema.folders import ModelFolder
 from autoseg.schema.plan import Plan
 from autoseg.schema.report import RunReport
@@ -32,10 +33,11 @@ def export_onnx(model: ModelFolder, folds: tuple[str, ...], target: Path, *, for
     """Write a folder with ``fold_K.onnx``, ``model.json`` and ``onnx_runner.py``; it is there whole or not at all.
 
     Raises:
-        SettingError: a package is missing, the folder exists, or the network has no ONNX graph.
+        SettingError: a package is missing, the folder exists, the network has no ONNX graph, or it is a cascade.
         ModelFolderError: a graph gives other logits than the network.
         ResourceError: the disk is full.
     """
+    _refuse_second_stage(model)
     require_onnx()
     target = target.absolute()
     ours = (target / DESCRIPTION).is_file()
@@ -64,14 +66,18 @@ def export_onnx(model: ModelFolder, folds: tuple[str, ...], target: Path, *, for
     return target
 
 
-def _write(folder: Path, model: ModelFolder, folds: tuple[str, ...]) -> OnnxModel:
-    plan, run = records.load(Plan, model.plan), records.load(RunReport, model.run)
-    configuration = for_inference(plan.configuration(str(run.settings.get("configuration"))), None)
+def _refuse_second_stage(model: ModelFolder) -> None:
+    configuration = records.load(Plan, model.plan).configuration(configuration_of(model))
     if configuration.previous_stage is not None:
         raise SettingError(
             f"{configuration.name} refines predictions of {configuration.previous_stage}: two models, not one graph",
-            hint="export a model of another configuration",
+            hint="export a model of another configuration, or leave out --onnx: then both go into one file",
         )
+
+
+def _write(folder: Path, model: ModelFolder, folds: tuple[str, ...]) -> OnnxModel:
+    plan, run = records.load(Plan, model.plan), records.load(RunReport, model.run)
+    configuration = for_inference(plan.configuration(configuration_of(model)), None)
     labels = plan.labels
     differences, sums = [], {}
     for fold in folds:

@@ -7,18 +7,22 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+from autoseg import records
 from autoseg.errors import DatasetError, SettingError
 from autoseg.interop.collection import Collection, write_collection
 from autoseg.interop.dicom import dicom_collection
 from autoseg.interop.layouts import manifest_collection, msd_collection, nnunet_collection
+from autoseg.interop.merging import merge_collections
 from autoseg.interop.nnunet_model import import_model, is_nnunet_model
 from autoseg.io.dicom import holds_dicom
-from autoseg.io.discover import read_dataset, resolve_workspace
+from autoseg.io.discover import find_dataset, read_dataset, resolve_workspace
 from autoseg.log import get_logger
+from autoseg.schema.folders import Workspace
 from autoseg.schema.importing import ImportSettings
 
 _LOG = get_logger(__name__)
 
+MERGED = "merged.json"
 _NAME = re.compile(r"Dataset(\d{3,})_\w")
 
 
@@ -26,19 +30,22 @@ def import_source(settings: ImportSettings) -> Path:
     """Recognise ``settings.source`` and bring it; returns the dataset folder or the model folder.
 
     Raises:
-        DatasetError, ModelFolderError, SettingError: it is nothing that is known, or it has faults; all are listed.
+        DatasetError, ModelFolderError, SettingError: it is nothing that is known, it has faults, or datasets to merge
+            contradict each other; all are listed.
         PartialError: some cases could not be brought.
     """
-    source = Path(settings.source).expanduser().absolute()
-    if not source.exists():
-        raise SettingError(f"{source} does not exist", hint="give a folder, a manifest or a zip with -i")
     workspace = resolve_workspace(settings.workdir)
-    if is_nnunet_model(source):
+    source = Path(settings.source).expanduser().absolute()
+    if not source.exists() and not settings.merge:
+        raise SettingError(f"{source} does not exist", hint="give a folder, a manifest or a zip with -i")
+    if is_nnunet_model(source) and not settings.merge:
         model = import_model(source, workspace.results, configuration=settings.configuration)
         _LOG.info("model: %s", model)
         return model
-    collection = _reader(source, settings)()
+    collection = _merged(settings, workspace) if settings.merge else _reader(source, settings)()
     name = _dataset_name(settings.name or collection.name, workspace.raw)
+    if settings.merge:
+        _begin_merge(collection, workspace.raw / name)
     done = write_collection(collection, workspace.raw / name, link=settings.link, workers=settings.workers)
     # What was written is read again, by what the other commands read it with.
     spec = read_dataset(done.folder)
@@ -51,6 +58,46 @@ def import_source(settings: ImportSettings) -> Path:
         ", ".join(spec.labels.names),
     )
     return done.folder
+
+
+def _merged(settings: ImportSettings, workspace: Workspace) -> Collection:
+    """The source and those to merge with it as one.
+
+    Raises:
+        SettingError: the new dataset has no name, or a source is given twice.
+        DatasetError: a source is wrong, or sources contradict each other; all contradictions are listed.
+    """
+    if settings.name is None:
+        raise SettingError("--merge makes a new dataset, which has no name", hint="give one with --name")
+    sources = [_place(text, workspace) for text in (settings.source, *settings.merge)]
+    twice = sorted({str(path) for path in sources if sources.count(path) > 1})
+    if twice:
+        raise SettingError(f"given twice: {', '.join(twice)}", hint="name every source once")
+    return merge_collections([_reader(path, settings)() for path in sources], settings.name)
+
+
+def _place(text: str, workspace: Workspace) -> Path:
+    """A source by its path, or a dataset by its number or name."""
+    path = Path(text).expanduser().absolute()
+    return path.resolve() if path.exists() else find_dataset(text, workspace).resolve()
+
+
+def _begin_merge(collection: Collection, folder: Path) -> None:
+    """Write down what is merged: labels that were renumbered look alike whatever they came from.
+
+    Raises:
+        SettingError: the folder holds something else.
+    """
+    text = json.dumps({"labels": collection.labels, **collection.facts}, indent=2, ensure_ascii=False) + "\n"
+    path = folder / MERGED
+    if path.exists() and path.read_text(encoding="utf-8") == text:
+        return
+    if path.exists() or (folder.is_dir() and any(folder.iterdir())):
+        raise SettingError(
+            f"{folder} holds another dataset, or a merge of other sources",
+            hint="give another --name, or remove that folder",
+        )
+    records.write_text(path, text)
 
 
 def _reader(source: Path, settings: ImportSettings) -> Callable[[], Collection]:

@@ -150,7 +150,7 @@ def _locate(path: Path, cache: Path) -> tuple[ModelFolder, str]:
         return _checkpoint(path, cache)
     fold = path.name.removeprefix("fold_") if path.name.startswith("fold_") else None
     root = path if fold is None else path.parent
-    folder = ModelFolder(as_model_folder(root, cache))
+    folder = ModelFolder(as_model_folder(root, cache, stages=False))
     finished = folder.finished_folds()
     if not finished:
         hint = "give the folder that holds plan.json and fold_0"

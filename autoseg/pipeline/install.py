@@ -11,7 +11,7 @@ from pathlib import Path
 
 from autoseg import records
 from autoseg.errors import ModelFolderError, RecordError, SettingError
-from autoseg.inference.cascade import PREVIOUS_MODEL, check_before
+from autoseg.inference.cascade import check_before
 from autoseg.inference.ensemble import weights_configuration
 from autoseg.io.bundle import Bundle, describe, file_sha256, open_bundle
 from autoseg.io.discover import resolve_workspace
@@ -19,7 +19,7 @@ from autoseg.log import get_logger
 from autoseg.pipeline.context import remember_dataset
 from autoseg.pipeline.weights import configuration_of
 from autoseg.schema.dataset import DatasetSpec
-from autoseg.schema.folders import FIRST_STAGE, ModelFolder, Workspace
+from autoseg.schema.folders import FIRST_STAGE, PREVIOUS_MODEL, ModelFolder, Workspace
 from autoseg.schema.plan import Configuration, Plan
 from autoseg.schema.report import RunReport
 from autoseg.schema.sharing import CARD, LICENCE, READABLE_CARD, Card, Manifest, is_folder_name
@@ -161,9 +161,7 @@ def _check(model: ModelFolder, bundle: Bundle) -> None:
     if plan.dataset != bundle.manifest.dataset:
         problems.append(plan.dataset)
     if problems:
-        raise ModelFolderError(
-            f"{bundle.path} holds parts of different models: {', '.join(problems)}", hint=_AUTHOR
-        )
+        raise ModelFolderError(f"{bundle.path} holds parts of different models: {', '.join(problems)}", hint=_AUTHOR)
 
 
 def _trained(model: ModelFolder) -> tuple[Plan, Configuration]:

@@ -87,6 +87,8 @@ def fit_plan(
             item,
             median_shape=_median_shape(item, source, measured),
             normalization=_normalization(item, source, spec, measured),
+            # What is trained here sees the stage before as autoseg shows it.
+            previous_as_nnunet=False,
         )
         for item in chosen
     )

@@ -27,7 +27,6 @@ from autoseg.errors import (
 from autoseg.inference.cascade import model_before
 from autoseg.inference.joint import JointPredictor
 from autoseg.inference.predictor import Predictor, Segmentation
-from autoseg.inference.uncertainty import DoubtfulPredictor
 from autoseg.io.bundle import file_sha256
 from autoseg.io.discover import repeated
 from autoseg.io.images import read_label, split_ending, write_label
@@ -40,9 +39,9 @@ from autoseg.pipeline.choose import Choice, choose
 from autoseg.pipeline.context import versions
 from autoseg.pipeline.dicom_seg import refuse_other_formats, seg_path
 from autoseg.pipeline.uncertainty import (
+    AnyDoubtful,
     doubt_files,
     doubtful,
-    refuse_several,
     remove_doubt,
     sum_up_doubts,
     with_missing_doubt,
@@ -58,7 +57,7 @@ _LOG = get_logger(__name__)
 RUN_FILE = "predict.json"
 PROBABILITIES = "probabilities"
 
-AnyPredictor = Predictor | JointPredictor | DoubtfulPredictor
+AnyPredictor = Predictor | JointPredictor | AnyDoubtful
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,8 +103,6 @@ def predict(settings: PredictSettings) -> PredictReport:
     if not settings.inputs or not settings.outputs:
         raise SettingError("inputs and outputs are both needed", hint="give -i IN -o OUT")
     choice = choose(settings)
-    if settings.uncertainty:
-        refuse_several(choice.models)
     spec = records.load(DatasetSpec, choice.first.dataset)
     found = cases_to_predict(Path(settings.inputs), num_channels=len(spec.channels), file_ending=spec.file_ending)
     twins = _twins(found)
@@ -120,8 +117,8 @@ def predict(settings: PredictSettings) -> PredictReport:
     predictor = _predictor(choice, settings)
     todo = _begin(cases, targets, choice, predictor, settings, outputs)
     failed = {**twins, **_run(todo, targets, predictor, choice.steps, settings, spec.labels)}
-    if isinstance(predictor, DoubtfulPredictor):
-        sum_up_doubts(outputs, targets, predictor.temperature)
+    if isinstance(predictor, AnyDoubtful):
+        sum_up_doubts(outputs, targets, predictor)
     if failed:
         _raise(failed, len(cases) + len(twins), outputs)
     done = {case.id for case in todo}
@@ -151,14 +148,13 @@ def _predictor(choice: Choice, settings: PredictSettings) -> AnyPredictor:
         for model in choice.models
     ]
     if settings.uncertainty:
-        return doubtful(members[0], choice.first)
+        return doubtful(members, choice.models)
     return members[0] if len(members) == 1 else JointPredictor.together(members)
 
 
 def _members(predictor: AnyPredictor) -> tuple[Predictor, ...]:
-    if isinstance(predictor, JointPredictor):
-        return predictor.members
-    return (predictor.predictor if isinstance(predictor, DoubtfulPredictor) else predictor,)
+    inner = predictor.predictor if isinstance(predictor, AnyDoubtful) else predictor
+    return inner.members if isinstance(inner, JointPredictor) else (inner,)
 
 
 def _twins(cases: Sequence[CaseFiles]) -> dict[str, Exception]:
@@ -232,8 +228,8 @@ def _begin(
                 if not _complete(targets[case.id], probabilities=wanted)
                 or (settings.dicom_seg and not seg_path(targets[case.id]).exists())
             )
-            if isinstance(predictor, DoubtfulPredictor):
-                todo = with_missing_doubt(cases, todo, targets, predictor.temperature)
+            if isinstance(predictor, AnyDoubtful):
+                todo = with_missing_doubt(cases, todo, targets, predictor)
             _LOG.info("continue: %d of %d images are complete", len(cases) - len(todo), len(cases))
         else:
             _LOG.info("continue: what is in %s was not made by this model and these settings", outputs)
@@ -258,7 +254,8 @@ def _describe(choice: Choice, members: Sequence[Predictor]) -> PredictionRun:
         if member.first is not None:
             before = model_before(model, member.configuration)
             weights |= {
-                f"{before.root.name}/{name}": file_sha256(before.fold(name).weights) for name in member.first.folds
+                f"{prefix}{before.root.name}/{name}": file_sha256(before.fold(name).weights)
+                for name in member.first.folds
             }
     first = members[0]
     return PredictionRun(

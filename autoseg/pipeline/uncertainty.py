@@ -11,7 +11,9 @@ from pathlib import Path
 import numpy as np
 
 from autoseg import records
-from autoseg.errors import AutosegError, SettingError
+from autoseg.errors import AutosegError
+from autoseg.inference.joint import JointPredictor
+from autoseg.inference.joint_uncertainty import DoubtfulJointPredictor
 from autoseg.inference.predictor import Predictor
 from autoseg.inference.uncertainty import Doubt, DoubtfulPredictor
 from autoseg.io.images import read_shape, split_ending, write_image
@@ -31,27 +33,25 @@ REPORT, TABLE = "uncertainty.json", "uncertainty.csv"
 _WITHOUT_FLOATS = (".png", ".bmp")
 
 
-def refuse_several(models: Sequence[ModelFolder]) -> None:
-    """The doubt is that of one model.
-
-    Raises:
-        SettingError: several models decide together.
-    """
-    if len(models) > 1:
-        raise SettingError(
-            "--uncertainty is of one model, and several were selected to decide together",
-            hint=f"name one of them with -m, such as -m {models[0].root}",
-        )
+AnyDoubtful = DoubtfulPredictor | DoubtfulJointPredictor
 
 
-def doubtful(predictor: Predictor, model: ModelFolder) -> DoubtfulPredictor:
-    """The predictor of a model, with the model's temperature.
+def doubtful(members: Sequence[Predictor], models: Sequence[ModelFolder]) -> AnyDoubtful:
+    """The predictors of one or several models, each with its own temperature.
 
     Raises:
         RecordError: ``calibration.json`` cannot be read.
+        ModelFolderError: models have other channels or labels.
     """
-    temperature = read_temperature(model, digests(model, predictor.folds))
-    return DoubtfulPredictor(predictor=predictor, temperature=temperature)
+    temperatures = {
+        model.root.name: read_temperature(model, digests(model, member.folds))
+        for member, model in zip(members, models, strict=True)
+    }
+    if len(members) == 1:
+        return DoubtfulPredictor(predictor=members[0], temperature=next(iter(temperatures.values())))
+    named = ", ".join(f"{name} at temperature {value:.3f}" for name, value in temperatures.items())
+    _LOG.info("uncertainty: of %s together", named)
+    return DoubtfulJointPredictor(predictor=JointPredictor.together(members), temperatures=temperatures)
 
 
 def entropy_path(target: Path) -> Path:
@@ -87,22 +87,24 @@ def remove_doubt(target: Path) -> None:
 
 
 def with_missing_doubt(
-    cases: Sequence[CaseFiles], todo: Sequence[CaseFiles], targets: Mapping[str, Path], temperature: float
+    cases: Sequence[CaseFiles], todo: Sequence[CaseFiles], targets: Mapping[str, Path], predictor: AnyDoubtful
 ) -> tuple[CaseFiles, ...]:
     """``todo`` and the cases whose entropies or scores are missing, damaged, or of another temperature, in order."""
     wanted = {case.id for case in todo}
-    return tuple(case for case in cases if case.id in wanted or not _is_complete(targets[case.id], temperature))
+    return tuple(case for case in cases if case.id in wanted or not _is_complete(targets[case.id], predictor))
 
 
-def _is_complete(target: Path, temperature: float) -> bool:
+def _is_complete(target: Path, predictor: AnyDoubtful) -> bool:
     try:
         read_shape(entropy_path(target))
-        return math.isclose(records.load(CaseDoubt, _case_path(target)).temperature, temperature)
+        known = records.load(CaseDoubt, _case_path(target))
     except AutosegError:
         return False
+    found, wanted = (one.temperatures or {"": one.temperature} for one in (known, predictor))
+    return found.keys() == wanted.keys() and all(math.isclose(found[name], wanted[name]) for name in wanted)
 
 
-def sum_up_doubts(outputs: Path, targets: Mapping[str, Path], temperature: float) -> UncertaintyReport:
+def sum_up_doubts(outputs: Path, targets: Mapping[str, Path], predictor: AnyDoubtful) -> UncertaintyReport:
     """Write ``uncertainty.json`` and ``uncertainty.csv``, the least certain case first, and log the first three."""
     written = {name: _case_path(target) for name, target in targets.items()}
     cases = [
@@ -110,7 +112,9 @@ def sum_up_doubts(outputs: Path, targets: Mapping[str, Path], temperature: float
     ]
     # Nothing found at all is what needs looking at most.
     cases.sort(key=lambda case: -math.inf if math.isnan(case.doubt.score) else -case.doubt.score)
-    report = UncertaintyReport(temperature=temperature, cases=tuple(cases))
+    report = UncertaintyReport(
+        temperature=predictor.temperature, cases=tuple(cases), temperatures=predictor.temperatures
+    )
     records.save(outputs / REPORT, report)
     records.write_text(outputs / TABLE, _table(report))
     first = ", ".join(f"{case.id} {_words(case.doubt.score)}" for case in cases[:3])
@@ -135,10 +139,10 @@ def _table(report: UncertaintyReport) -> str:
 
 
 __all__ = [
+    "AnyDoubtful",
     "doubt_files",
     "doubtful",
     "entropy_path",
-    "refuse_several",
     "remove_doubt",
     "sum_up_doubts",
     "with_missing_doubt",

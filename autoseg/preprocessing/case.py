@@ -17,7 +17,7 @@ from autoseg.ops.normalize import normalizers
 from autoseg.ops.resample import resize_labels, resize_planes, separate_axis, target_shape
 from autoseg.preprocessing.trace import Trace
 from autoseg.schema.dataset import Labels
-from autoseg.schema.plan import Configuration, Plan
+from autoseg.schema.plan import Configuration, Plan, Resampling
 
 ANNOTATED = -1
 """Key of ``class_locations`` for any annotated voxel, in datasets with an ignore label."""
@@ -33,7 +33,8 @@ class PreprocessedCase:
 
     ``image`` is float32 (c, z, y, x); ``label`` (z, y, x) holds internal indices in the dtype that came in; ``mask``
     bool (z, y, x) is where ``zscore_masked`` normalised, None if no channel does. ``coarse`` is the same image for
-    the first stage of a cascade.
+    the first stage of a cascade, ``empty`` (z, y, x) where it is zero outside of everything else, axes not transposed;
+    only cascades of nnU-Net ask for it.
     """
 
     id: str
@@ -42,6 +43,7 @@ class PreprocessedCase:
     trace: Trace
     mask: np.ndarray | None
     coarse: PreprocessedCase | None = None
+    empty: np.ndarray | None = None
 
 
 def preprocess_case(
@@ -81,21 +83,27 @@ def preprocess_case(
             order_z=rules.order_z,
         )
 
-    def on_grid(values: np.ndarray) -> np.ndarray:
-        return resize_labels(
-            values,
-            trace.resampled_shape,
-            order=rules.order_label,
-            separate_axis=trace.separate_axis,
-            order_z=rules.order_z,
-        )
-
     return PreprocessedCase(
         id=id,
         image=resampled,
-        label=None if label is None else on_grid(crop(label.transpose(plan.transpose), box)),
+        label=None if label is None else label_on_grid(label, trace, rules),
         trace=trace,
-        mask=None if mask is None else on_grid(mask.view(np.uint8)).view(bool),
+        mask=None if mask is None else _on_grid(mask.view(np.uint8), trace, rules).view(bool),
+    )
+
+
+def label_on_grid(label: np.ndarray, trace: Trace, rules: Resampling) -> np.ndarray:
+    """A label map (z, y, x) on the grid of an image, brought to the grid that the image was brought to."""
+    return _on_grid(crop(label.transpose(trace.transpose), trace.box), trace, rules)
+
+
+def _on_grid(values: np.ndarray, trace: Trace, rules: Resampling) -> np.ndarray:
+    return resize_labels(
+        values,
+        trace.resampled_shape,
+        order=rules.order_label,
+        separate_axis=trace.separate_axis,
+        order_z=rules.order_z,
     )
 
 

@@ -40,17 +40,25 @@ class PlaneProbabilities(Restorer):
         Raises:
             ValueError: as ``add``, and planes are missing.
         """
+        return self.placed(self._within(pieces))
+
+    def placed(self, planes: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+        """Every plane of the image, from probabilities of the planes of the crop, axes transposed (``fields``)."""
         (start, stop), length = self._box[0], self._extent[0]
         for _ in range(start):
             yield self._background()
+        for plane in planes:
+            yield self._placed(plane)
+        for _ in range(stop, length):
+            yield self._background()
+
+    def _within(self, pieces: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
         for piece in pieces:
             for index in range(piece.shape[1]):
                 self.add(piece[:, index : index + 1])
                 while self._ready:
-                    yield self._placed(self._ready.pop(0))
+                    yield self._ready.pop(0)
         self.finish()
-        for _ in range(stop, length):
-            yield self._background()
 
     def decide(self, probabilities: np.ndarray) -> np.ndarray:
         """The integers of the dataset for probabilities (heads, ...): the largest, or the last region above 0.5."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 from autoseg.schema.settings import DEVICE_HELP, ModelSettings, option
@@ -55,7 +55,10 @@ class LabelDoubt:
 
 @dataclass(frozen=True, kw_only=True)
 class CaseDoubt:
-    """``score`` is 1 less the mean expected Dice: 0 is sure, 1 not at all; NaN where nothing is found or expected."""
+    """``score`` is 1 less the mean expected Dice: 0 is sure, 1 not at all; NaN where nothing is found or expected.
+
+    Of several models together ``temperatures`` are those of each, by name, and ``temperature`` is NaN.
+    """
 
     VERSION: ClassVar[int] = 1
 
@@ -63,6 +66,7 @@ class CaseDoubt:
     temperature: float
     score: float
     labels: tuple[LabelDoubt, ...]
+    temperatures: dict[str, float] = field(default_factory=dict, metadata={"omit_default": True})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,13 +77,14 @@ class ListedCase:
 
 @dataclass(frozen=True, kw_only=True)
 class UncertaintyReport:
-    """``uncertainty.json`` of a prediction: the cases, least certain first."""
+    """``uncertainty.json`` of a prediction: the cases, least certain first; temperatures as of ``CaseDoubt``."""
 
     VERSION: ClassVar[int] = 1
 
     version: int = 1
     temperature: float
     cases: tuple[ListedCase, ...]
+    temperatures: dict[str, float] = field(default_factory=dict, metadata={"omit_default": True})
 
 
 __all__ = ["CalibrateSettings", "Calibration", "CaseDoubt", "LabelDoubt", "ListedCase", "UncertaintyReport"]

@@ -20,6 +20,9 @@ class ImportSettings(CommonSettings):
     name: str | None = option(
         None, "name of the dataset, such as Dataset003_Liver; default: that of the source", metavar="NAME"
     )
+    merge: tuple[str, ...] = option(
+        (), "further datasets that become one with the source: labels are united by name", metavar="SOURCE", many=True
+    )
     link: bool = option(False, "link to image files instead of copying them")
     channels: tuple[str, ...] = option(
         (), "names of the channels of a manifest or of DICOM; CT has a meaning", metavar="NAME", many=True

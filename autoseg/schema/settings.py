@@ -321,5 +321,7 @@ class DemoSettings(CommonSettings):
     cases: int = option(30, "training cases to generate", metavar="N", minimum=5)
     test_cases: int = option(6, "held-out cases to generate", metavar="N", minimum=1)
     seed: int = option(0, "seed of the generated data", metavar="N", minimum=0)
-    epochs: int = option(10, "epochs of 50 steps for each of the five folds", metavar="N", minimum=1)
+    time_budget: float = option(
+        120.0, "time for training the five folds", metavar="TIME", parse=parse_duration, above=0
+    )
     data_only: bool = option(False, "generate the data and stop")

@@ -24,10 +24,17 @@ def shared() -> Path:
 
 
 def peer_weights(
-    kind: str, strides: Sequence[Sequence[int]], kernels: Sequence[Sequence[int]], features: Sequence[int], heads: int
+    kind: str,
+    strides: Sequence[Sequence[int]],
+    kernels: Sequence[Sequence[int]],
+    features: Sequence[int],
+    heads: int,
+    *,
+    channels: int = 1,
+    seed: int = 7,
 ) -> dict[str, torch.Tensor]:
     """Random tensors under the names and shapes of PlainConvUNet or ResidualEncoderUNet, each also in its double."""
-    generator = torch.Generator().manual_seed(7)
+    generator = torch.Generator().manual_seed(seed)
     weights: dict[str, torch.Tensor] = {}
 
     def tensor(*shape: int) -> torch.Tensor:
@@ -41,9 +48,9 @@ def peer_weights(
             weights[f"{prefix}.{part}.{name}"] = weights[f"{prefix}.all_modules.{number}.{name}"] = value
 
     stages = len(features)
-    c_in = 1
+    c_in = channels
     if kind == "ResidualEncoderUNet":
-        unit("encoder.stem.convs.0", 1, features[0], kernels[0])
+        unit("encoder.stem.convs.0", channels, features[0], kernels[0])
         c_in = features[0]
     for s in range(stages):
         if kind == "PlainConvUNet":
@@ -125,6 +132,7 @@ def peer_plans(
                         "nonlin": "torch.nn.LeakyReLU",
                         "nonlin_kwargs": {"inplace": True},
                     },
+                    "_kw_requires_import": ["conv_op", "norm_op", "dropout_op", "nonlin"],
                 },
                 "batch_dice": True,
             }
@@ -163,22 +171,85 @@ def write_peer() -> Callable[..., Path]:
             "file_ending": ".nii.gz",
         }
         for fold in folds:
-            place = folder / f"fold_{fold}"
-            place.mkdir(parents=True)
-            checkpoint = {
-                "network_weights": tensors,
-                "optimizer_state": {"state": {}, "param_groups": [{"lr": 0.01}]},
-                "grad_scaler_state": None,
-                "logging": {"mean_fg_dice": [np.float64(0.5), np.float32(0.25)]},
-                "_best_ema": np.float64(0.5),
-                "current_epoch": 1000,
-                "init_args": {"plans": data, "configuration": name, "fold": 0, "device": torch.device("cpu")},
-                "trainer_name": "nnUNetTrainer",
-                "inference_allowed_mirroring_axes": axes,
-            }
-            torch.save(checkpoint, place / "checkpoint_final.pth")
+            _save_checkpoint(folder / f"fold_{fold}", tensors, data, name, axes)
         (folder / "plans.json").write_text(json.dumps(data))
         (folder / "dataset.json").write_text(json.dumps(described))
         return folder
 
     return write
+
+
+def _save_checkpoint(
+    place: Path,
+    tensors: dict[str, torch.Tensor],
+    plans: dict[str, Any],
+    configuration: str,
+    axes: tuple[int, ...] | None,
+) -> None:
+    place.mkdir(parents=True)
+    checkpoint = {
+        "network_weights": tensors,
+        "optimizer_state": {"state": {}, "param_groups": [{"lr": 0.01}]},
+        "grad_scaler_state": None,
+        "logging": {"mean_fg_dice": [np.float64(0.5), np.float32(0.25)]},
+        "_best_ema": np.float64(0.5),
+        "current_epoch": 1000,
+        "init_args": {"plans": plans, "configuration": configuration, "fold": 0, "device": torch.device("cpu")},
+        "trainer_name": "nnUNetTrainer",
+        "inference_allowed_mirroring_axes": axes,
+    }
+    torch.save(checkpoint, place / "checkpoint_final.pth")
+
+
+PEER_START = "nnUNetTrainer__nnUNetPlans__"
+PEER_LOW, PEER_SECOND = f"{PEER_START}3d_lowres", f"{PEER_START}3d_cascade_fullres"
+
+
+def write_peer_cascade(
+    results: Path,
+    *,
+    labels: dict[str, Any] | None = None,
+    order: Sequence[int] | None = None,
+    folds: Sequence[str] = ("0",),
+    low_spacing: Sequence[float] = (2.0, 2.0, 2.0),
+    spacing: Sequence[float] = (1.0, 1.0, 1.0),
+    change: Callable[[dict[str, Any]], None] = lambda data: None,
+    normalization: str = "CTNormalization",
+) -> Path:
+    """Both stages of a cascade as nnU-Net leaves them, of random weights; returns the folder of the second.
+
+    ``labels`` and ``order`` (regions_class_order) as in dataset.json.
+    """
+    data = peer_plans("PlainConvUNet", *TOPOLOGY)
+    data["dataset_name"] = results.name
+    full = data["configurations"].pop("3d_fullres")
+    full |= {
+        "spacing": list(spacing),
+        "normalization_schemes": [normalization],
+        "resampling_fn_seg": "resample_data_or_seg_to_shape",
+        "resampling_fn_seg_kwargs": {"is_seg": True, "order": 1, "order_z": 0, "force_separate_z": None},
+    }
+    data["configurations"] = {
+        "3d_fullres": full,
+        "3d_lowres": {**full, "spacing": list(low_spacing), "next_stage": "3d_cascade_fullres"},
+        "3d_cascade_fullres": {"inherits_from": "3d_fullres", "previous_stage": "3d_lowres"},
+    }
+    change(data)
+    described: dict[str, Any] = {
+        "channel_names": {"0": "CT"},
+        "labels": labels or {"background": 0, "organ": 1, "tumour": 2},
+        "numTraining": 5,
+        "file_ending": ".nii.gz",
+    }
+    if order is not None:
+        described["regions_class_order"] = list(order)
+    integers = {value for entry in described["labels"].values() for value in np.atleast_1d(entry)} - {0}
+    heads = len(described["labels"]) - (order is not None)
+    for name, channels, seed in ((PEER_LOW, 1, 3), (PEER_SECOND, 1 + len(integers), 4)):
+        for number, fold in enumerate(folds):
+            tensors = peer_weights("PlainConvUNet", *TOPOLOGY, heads=heads, channels=channels, seed=seed + 10 * number)
+            configuration = name.removeprefix(PEER_START)
+            _save_checkpoint(results / name / f"fold_{fold}", tensors, data, configuration, (0, 2))
+        (results / name / "plans.json").write_text(json.dumps(data))
+        (results / name / "dataset.json").write_text(json.dumps(described))
+    return results / PEER_SECOND

@@ -87,6 +87,15 @@ def test_with_other_channels_those_of_a_known_name_keep_their_normalisation() ->
     assert any("no channel PET, noNorm" in doubt for doubt in moved.doubts)
 
 
+def test_a_cascade_of_nnunet_is_trained_here_as_cascades_are_here() -> None:
+    source = small_plan()
+    item = source.configurations[0]
+    second = replace(item, name="second", previous_stage=item.name, previous_as_nnunet=True)
+    moved = fit_plan(replace(source, configurations=(item, second)), spec(), measured((30, 40, 50)))
+    assert moved.plan.configuration("second").previous_stage == item.name
+    assert not moved.plan.configuration("second").previous_as_nnunet
+
+
 def test_as_many_channels_go_by_name_where_any_name_is_shared_and_else_by_place() -> None:
     source = small_plan(channels=2)
     first, second = Normalization(scheme="rescale_0_1"), Normalization(scheme="rgb_0_1")

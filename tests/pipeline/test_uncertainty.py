@@ -119,12 +119,15 @@ def test_a_picture_has_its_entropies_as_tiff(write_model, tmp_path: Path) -> Non
     assert 0 <= entropy.min() <= entropy.max() <= np.log(3) + 1e-3
 
 
-def test_several_models_together_are_refused_before_they_are_loaded(write_model, tmp_path: Path) -> None:
+@pytest.fixture
+def pair(write_model, tmp_path: Path) -> tuple[Workspace, list[ModelFolder]]:
+    """Two models that were selected to decide together."""
     workspace = Workspace(tmp_path / "work")
     folder = workspace.selection("Dataset007_Small")
-    models = [write_model(folder.root / name) for name in ("one", "two")]
-    for model in models:
-        model.fold(0).weights.write_bytes(b"no network")
+    models = [
+        write_model(folder.root / "one", folds=("0", "1"), mirror_axes=(0,)),
+        write_model(folder.root / "two", spacing=1.6, patch=8),
+    ]
     records.save(workspace.current, CurrentDataset(dataset="Dataset007_Small"))
     (workspace.preprocessed / "Dataset007_Small").mkdir(parents=True)
     nothing = Interval(mean=0.5, low=0.4, high=0.6)
@@ -139,10 +142,59 @@ def test_several_models_together_are_refused_before_they_are_loaded(write_model,
         verdict="",
     )
     records.save(folder.file, selection)
-    write_images(tmp_path / "in", "a")
-    with pytest.raises(SettingError, match="several were selected") as caught:
-        predict(settings(tmp_path, model=None, workdir=str(workspace.root)))
-    assert f"-m {models[0].root}" in caught.value.hint
+    return workspace, models
+
+
+def calibrated(model: ModelFolder, temperature: float) -> None:
+    found = Calibration(
+        temperature=temperature, nll_before=1, nll_after=1, ece_before=0, ece_after=0, cases=1, voxels=1, weights={}
+    )
+    records.save(model.root / "calibration.json", found)
+
+
+def test_a_selected_pair_has_the_doubt_of_both_at_their_own_temperatures(
+    pair: tuple[Workspace, list[ModelFolder]], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    workspace, models = pair
+    calibrated(models[1], 2.5)
+    write_images(tmp_path / "in", "a", "b")
+    run = settings(tmp_path, model=None, workdir=str(workspace.root))
+    plain = predict(replace(run, uncertainty=False, outputs=str(tmp_path / "plain"))).written
+    with caplog.at_level(logging.INFO, logger="autoseg"):
+        predict(run)
+    assert "one at temperature 1.000, two at temperature 2.500" in caplog.text
+    out = tmp_path / "out"
+    for path in plain:
+        assert (out / path.name).read_bytes() == path.read_bytes()
+    report = records.load(UncertaintyReport, out / "uncertainty.json")
+    assert report.temperatures == {"one": 1.0, "two": 2.5}
+    assert np.isnan(report.temperature)
+    assert [case.doubt.score for case in report.cases] == sorted((c.doubt.score for c in report.cases), reverse=True)
+    members = [
+        DoubtfulPredictor(predictor=Predictor.load(model.root, device="cpu"), temperature=temperature)
+        for model, temperature in zip(models, (1.0, 2.5), strict=True)
+    ]
+    for name in "ab":
+        volume = read_channels([tmp_path / "in" / f"{name}_0000.nii.gz"])
+        each = [member.segment(volume, probabilities=True).probabilities for member in members]
+        mean = np.mean([one.astype(np.float64) for one in each], axis=0)
+        expected = -(mean * np.log(mean)).sum(axis=0)
+        found = sitk.GetArrayFromImage(sitk.ReadImage(str(out / "uncertainty" / f"{name}.nii.gz")))
+        np.testing.assert_allclose(found, expected, atol=4e-3)
+
+
+def test_continue_knows_the_temperatures_of_both(pair: tuple[Workspace, list[ModelFolder]], tmp_path: Path) -> None:
+    workspace, models = pair
+    write_images(tmp_path / "in", "a", "b")
+    run = settings(tmp_path, model=None, workdir=str(workspace.root))
+    predict(run)
+    (tmp_path / "out" / "uncertainty" / "b.json").unlink()
+    run = replace(run, continue_=True)
+    assert [path.name for path in predict(run).written] == ["b.nii.gz"]
+    assert predict(run).written == ()
+    calibrated(models[0], 1.5)
+    assert len(predict(run).written) == 2
+    assert predict(run).written == ()
 
 
 def test_the_python_api_has_it_too(write_model, tmp_path: Path) -> None:
