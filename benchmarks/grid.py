@@ -37,11 +37,12 @@ class Cell:
     width: int
     batch: int
     minutes: float
+    optimizer: str
     seed: int
 
     @property
     def name(self) -> str:
-        return f"{self.dataset}_w{self.width}_b{self.batch}_{self.minutes:g}m_s{self.seed}"
+        return grid_page.name_of(asdict(self))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,9 +64,10 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data")
     parser.add_argument("--workdir", type=Path, default=ROOT / "build" / "grid")
     parser.add_argument("--dataset", nargs="+", default=list(DATASETS))
-    parser.add_argument("--width", nargs="+", type=int, default=[8, 16, 32])
-    parser.add_argument("--batch", nargs="+", type=int, default=[2], help="0 is the plan's")
+    parser.add_argument("--width", nargs="+", type=int, default=[16, 8, 32])
+    parser.add_argument("--batch", nargs="+", type=int, default=[0], help="0 is the plan's")
     parser.add_argument("--minutes", nargs="+", type=float, default=[3.0, 10.0])
+    parser.add_argument("--optimizer", nargs="+", default=["muon"])
     parser.add_argument("--seed", nargs="+", type=int, default=[0])
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--device", default="cpu")
@@ -80,10 +82,10 @@ def main() -> None:
         machine=machine.describe(machine.probe()),
     )
     known = {grid_page.name_of(row) for row in grid_page.read(bench.lines)}
-    chosen = itertools.product(asked.minutes, asked.dataset, asked.width, asked.batch, asked.seed)
+    chosen = itertools.product(asked.minutes, asked.optimizer, asked.width, asked.dataset, asked.batch, asked.seed)
     cells = [
-        Cell(dataset=dataset, width=width, batch=batch, minutes=minutes, seed=seed)
-        for minutes, dataset, width, batch, seed in chosen
+        Cell(dataset=dataset, width=width, batch=batch, minutes=minutes, optimizer=optimizer, seed=seed)
+        for minutes, optimizer, width, dataset, batch, seed in chosen
     ]
     todo = [cell for cell in cells if cell.name not in known]
     for dataset in dict.fromkeys(cell.dataset for cell in todo):
@@ -105,7 +107,7 @@ def _scale(bench: Bench, dataset: str) -> float:
     """Seconds of the whole machine that stand for a second of processor time of one job."""
     kept = bench.work / f"scale_{dataset}_{bench.jobs}.json"
     if not kept.exists():
-        cell = Cell(dataset=dataset, width=16, batch=0, minutes=1.0, seed=0)
+        cell = Cell(dataset=dataset, width=16, batch=0, minutes=1.0, optimizer="muon", seed=0)
         whole = _program(bench, cell, pace=True, threads=cores(), scale=0)
         part = _program(bench, cell, pace=True, threads=bench.threads, scale=0)
         kept.write_text(json.dumps(whole["seconds"] / part["processor"]))

@@ -17,7 +17,8 @@ def read(path: Path) -> list[dict]:
 
 
 def name_of(row: dict) -> str:
-    return f"{row['dataset']}_w{row['width']}_b{row['batch']}_{row['minutes']:g}m_s{row['seed']}"
+    size = f"w{row['width']}_b{row['batch']}"
+    return f"{row['dataset']}_{size}_{row['optimizer']}_{row['minutes']:g}m_s{row['seed']}"
 
 
 def write(rows: Sequence[dict], *, folder: Path) -> None:
@@ -32,20 +33,26 @@ def table(rows: Sequence[dict]) -> str:
     """One line per dataset, time and batch, one column per width; the best of a line is bold."""
     widths = sorted({row["width"] for row in rows})
     lines = [
-        "| dataset | minutes | batch | " + " | ".join(f"width {width}" for width in widths) + " | steps |",
-        "|---" * (4 + len(widths)) + "|",
+        "| dataset | minutes | optimizer | batch | " + " | ".join(f"width {one}" for one in widths) + " | steps |",
+        "|---" * (5 + len(widths)) + "|",
     ]
-    keys = sorted({(row["dataset"], row["minutes"], row["batch"]) for row in rows})
-    for dataset, minutes, batch in keys:
-        same = [row for row in rows if (row["dataset"], row["minutes"], row["batch"]) == (dataset, minutes, batch)]
+    for key in sorted({_line_of(row) for row in rows}):
+        same = [row for row in rows if _line_of(row) == key]
+        dataset, minutes, optimizer, batch = key
         found = {width: [row for row in same if row["width"] == width] for width in widths}
         scores = {width: mean(row["dice"] for row in some) for width, some in found.items() if some}
         best = max(scores.values())
         cells = [_cell(scores.get(width), best) for width in widths]
         steps = [f"{mean(row['steps'] for row in found[width]):.0f}" if found[width] else "-" for width in widths]
         name = dataset.split("_", 1)[1]
-        lines.append(f"| {name} | {minutes:g} | {batch or 'plan'} | {' | '.join(cells)} | {', '.join(steps)} |")
+        lines.append(
+            f"| {name} | {minutes:g} | {optimizer} | {batch or 'plan'} | {' | '.join(cells)} | {', '.join(steps)} |"
+        )
     return "\n".join(lines)
+
+
+def _line_of(row: dict) -> tuple[str, float, str, int]:
+    return row["dataset"], row["minutes"], row["optimizer"], row["batch"]
 
 
 def _cell(score: float | None, best: float) -> str:

@@ -58,7 +58,7 @@ _FLOPS: dict[Any, Callable[..., Any]] = {
     ],
 }
 # Copies of the parameters that an optimizer keeps.
-_STATES = {"sgd": 1, "adam": 2, "adamw": 2}
+_STATES = {"sgd": 1, "adam": 2, "adamw": 2, "muon": 1}
 
 
 def training_cost(

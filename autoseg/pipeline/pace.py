@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 from collections.abc import Callable
 from dataclasses import replace
@@ -17,13 +18,16 @@ from autoseg.pipeline.prepare import is_edited
 from autoseg.pipeline.set_up import Training, fold_task
 from autoseg.pipeline.timed import fit_to_time, nearly_planned_for
 from autoseg.planning import mirror_axes
+from autoseg.schema.architecture import Recipe
 from autoseg.schema.folders import FoldFolder, PreparedFolder
 from autoseg.schema.plan import Configuration, Plan
+from autoseg.schema.report import RunReport
 from autoseg.schema.settings import PrepareSettings, TrainSettings
 from autoseg.schema.splits import Fold
 from autoseg.training.distributed import read_world
 from autoseg.training.fold import FoldTask
 from autoseg.training.pace import step_seconds
+from autoseg.training.recipe import recipe_in_time
 
 # What autoseg_train trains without further flags.
 PLANNED_FOLDS = 5
@@ -33,37 +37,31 @@ _LOCATIONS = 1000
 
 
 def in_time(training: Training, *, clock: Callable[[], float]) -> Training:
-    """The training with the network for its time budget.
+    """The training with the network and the recipe for its time budget.
 
-    The plan's own network stays where the plan was edited by hand or made for nearly this time, where weights are
-    loaded (``--init``), in a cascade, and with several processes. Folds that are begun keep the network they have.
+    The plan's own network stays where the plan was edited by hand or made for nearly this time. A cascade, weights that
+    are loaded (``--init``) and several processes keep network and recipe. Folds that are begun keep what they have.
 
     Raises:
         SettingError: the time is too short for anything useful.
     """
-    total = training.settings.time_budget
+    total, model = training.settings.time_budget, training.model
     if total is None:
         return training
-    model = training.model
-    if model.plan.exists() and any(model.fold(fold).run.exists() for fold in training.folds):
-        return _as_begun(training, records.load(Plan, model.plan))
+    if model.plan.exists() and any(FoldFolder(fold).run.exists() for fold in model.root.glob("fold_*")):
+        return _as_begun(training, records.load(Plan, model.plan), records.load(RunReport, model.run))
+    if training.configuration.previous_stage is not None or training.start is not None or read_world().size > 1:
+        return training
     folder = resolve_workspace(training.settings.workdir).prepared(training.spec.name)
     each = total / len(training.folds)
-    if (
-        training.configuration.previous_stage is not None
-        or training.start is not None
-        or read_world().size > 1
-        or is_edited(folder)
-        or nearly_planned_for(training.plan, each, folds=PLANNED_FOLDS)
-    ):
-        return training
+
+    quick = replace(training, recipe=recipe_in_time(training.recipe, training.settings, steps=0))
 
     def measure(plan: Plan, configuration: Configuration, seconds: float) -> float:
-        return step_seconds(
-            task_to_time(replace(training, plan=plan, configuration=configuration)), seconds=seconds, clock=clock
-        )
+        task = task_to_time(replace(quick, plan=plan, configuration=configuration))
+        return step_seconds(task, seconds=seconds, clock=clock)
 
-    plan, configuration = fit_to_time(
+    plan, chosen = fit_to_time(
         training.plan,
         training.configuration,
         seconds=each,
@@ -71,8 +69,10 @@ def in_time(training: Training, *, clock: Callable[[], float]) -> Training:
         device=training.settings.device,
         paces=folder.paces,
         step_seconds=measure,
+        as_planned=is_edited(folder) or nearly_planned_for(training.plan, each, folds=PLANNED_FOLDS),
     )
-    return replace(training, plan=plan, configuration=configuration)
+    recipe = recipe_in_time(training.recipe, training.settings, steps=chosen.steps(each))
+    return replace(training, plan=plan, configuration=chosen.configuration, recipe=recipe)
 
 
 def task_to_time(training: Training) -> FoldTask:
@@ -80,8 +80,8 @@ def task_to_time(training: Training) -> FoldTask:
     return fold_task(training, training.folds[0])
 
 
-def _as_begun(training: Training, begun: Plan) -> Training:
-    """The training with the width that the model's folds began with; what else differs is refused elsewhere."""
+def _as_begun(training: Training, begun: Plan, run: RunReport) -> Training:
+    """The training with the width and recipe that the model's folds began with; what else differs is refused later."""
     name = training.configuration.name
     if name not in begun.names:
         return training
@@ -93,7 +93,11 @@ def _as_begun(training: Training, begun: Plan) -> Training:
         why=before.why,
     )
     planned = tuple(configuration if one.name == name else one for one in training.plan.configurations)
-    return replace(training, plan=replace(training.plan, configurations=planned), configuration=configuration)
+    recipe = training.recipe
+    if recipe_in_time(recipe, training.settings, steps=0) != recipe:
+        recipe = records.from_json(Recipe, json.dumps(run.settings["recipe"]), source=str(training.model.run))
+    plan = replace(training.plan, configurations=planned)
+    return replace(training, plan=plan, configuration=configuration, recipe=recipe)
 
 
 def plan_to_time(plan: Plan, settings: PrepareSettings, folder: PreparedFolder) -> Plan:
@@ -140,7 +144,7 @@ def _generated_task(plan: Plan, configuration: Configuration, device: str, folde
         plan=plan,
         configuration=configuration,
         settings=TrainSettings(device=device),
-        recipe=traits_of(configuration.architecture.name).recipe,
+        recipe=recipe_in_time(traits_of(configuration.architecture.name).recipe, TrainSettings(), steps=0),
         name="0",
         cases=Fold(train=(_CASE,), val=(_CASE,)),
         mirror_axes=mirror_axes(plan, configuration)[0],

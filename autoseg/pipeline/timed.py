@@ -41,13 +41,15 @@ def fit_to_time(
     device: str,
     paces: Path,
     step_seconds: StepSeconds,
-) -> tuple[Plan, Configuration]:
-    """The plan with the network for ``seconds`` of training per fold, and its configuration; both say why.
+    as_planned: bool = False,
+) -> tuple[Plan, Paced]:
+    """The plan with the network for ``seconds`` of training per fold, and its configuration and pace; both say why.
 
     Args:
         total: of the whole command; a twentieth of it, but no more than a minute, may go into timing.
         device: the user's choice of device.
         paces: where measured paces are kept for the next command.
+        as_planned: time the planned network alone, and keep it.
 
     Raises:
         SettingError: the time is too short for any network.
@@ -64,7 +66,7 @@ def fit_to_time(
             in_channels=plan.input_channels(configuration),
             num_heads=plan.labels.num_heads,
         )
-        for width in possible_widths(configuration, traits)
+        for width in ((configuration.topology.features[0],) if as_planned else possible_widths(configuration, traits))
     ]
     candidates = [one for one in candidates if one.cost.memory_bytes <= plan.memory_bytes] or candidates[:1]
     limit = min(PROBE_SECONDS, PROBE_SHARE * total) / len(candidates)
@@ -72,10 +74,12 @@ def fit_to_time(
     options = [Paced(configuration=one, seconds=interpolate(measured, one.cost.flops)) for one in candidates]
     chosen, why = choose_width(options, seconds)
     _LOG.info("time: %s", why)
+    if as_planned:
+        return plan, chosen
     kept = [line for line in configuration.why if not line.startswith("width ")]
     fitted = replace(chosen.configuration, why=(*kept, why))
     planned = tuple(fitted if one.name == fitted.name else one for one in plan.configurations)
-    return replace(plan, configurations=planned), fitted
+    return replace(plan, configurations=planned), replace(chosen, configuration=fitted)
 
 
 def _measured(

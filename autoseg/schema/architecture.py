@@ -9,7 +9,7 @@ from typing import Any
 from autoseg.schema.fingerprint import Shape
 from autoseg.schema.plan import Topology
 
-OPTIMIZERS = ("sgd", "adam", "adamw")
+OPTIMIZERS = ("sgd", "adam", "adamw", "muon")
 SCHEDULES = ("poly", "cosine", "constant")
 
 
@@ -18,9 +18,9 @@ class Recipe:
     """How a network is optimised; the defaults are nnU-Net's (Isensee et al. 2021).
 
     Args:
-        optimizer: ``sgd`` (Nesterov momentum), ``adam`` or ``adamw``.
+        optimizer: ``sgd`` (Nesterov momentum), ``adam``, ``adamw`` or ``muon``.
         lr: the highest learning rate.
-        momentum: of SGD, or the first beta of Adam.
+        momentum: of SGD and Muon, or the first beta of Adam.
         schedule: ``poly`` (exponent 0.9), ``cosine`` to zero, or ``constant``.
         warmup: share of training in which the learning rate rises linearly from 0.
         clip_norm: gradients are scaled down to this norm.

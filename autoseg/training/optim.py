@@ -8,13 +8,14 @@ import torch
 from torch import nn
 
 from autoseg.schema.architecture import Recipe
+from autoseg.training.muon import Muon
 
 # The second beta of Adam: its paper's value, which every recipe here keeps.
 SECOND_BETA = 0.999
 
 
 def make_optimizer(parameters: Iterable[nn.Parameter], recipe: Recipe) -> torch.optim.Optimizer:
-    """SGD with Nesterov momentum, Adam or AdamW over the trainable ones; ``foreach`` updates them in few kernels.
+    """SGD with Nesterov momentum, Adam, AdamW or Muon over the trainable ones; ``foreach`` updates in few kernels.
 
     Weight decay of AdamW spares vectors (biases, norms) and position tables are matrices like any other.
     """
@@ -24,6 +25,8 @@ def make_optimizer(parameters: Iterable[nn.Parameter], recipe: Recipe) -> torch.
         return torch.optim.SGD(
             trained, lr=lr, momentum=recipe.momentum, nesterov=recipe.momentum > 0, weight_decay=decay, foreach=True
         )
+    if recipe.optimizer == "muon":
+        return Muon(trained, lr=lr, momentum=recipe.momentum, weight_decay=decay)
     betas = (recipe.momentum, SECOND_BETA)
     if recipe.optimizer == "adam":
         return torch.optim.Adam(trained, lr=lr, betas=betas, weight_decay=decay, foreach=True)

@@ -57,6 +57,7 @@ def settings_of(cell: dict) -> TrainSettings:
         dataset=(cell["dataset"],),
         fold=(_FOLD,),
         time_budget=60.0 * cell["minutes"],
+        optimizer=cell["optimizer"],
         seed=cell["seed"],
         device=cell["device"],
         quiet=True,

@@ -127,10 +127,12 @@ def test_paces_are_remembered_and_scaled_by_how_busy_the_machine_is(planned: Pat
     made, flat = loaded(planned)
     asked: list[int] = []
     common = {"total": 3000.0, "device": "cpu", "paces": tmp_path / "paces.json"}
-    before = fit_to_time(made, flat, seconds=600.0, step_seconds=paces({8: 0.1, 16: 0.15, 32: 0.4}, asked), **common)[1]
+    before = fit_to_time(made, flat, seconds=600.0, step_seconds=paces({8: 0.1, 16: 0.15, 32: 0.4}, asked), **common)[
+        1
+    ].configuration
     assert sorted(asked) == [8, 16, 32]
     asked.clear()
-    after = fit_to_time(made, flat, seconds=1200.0, step_seconds=paces({16: 0.3}, asked), **common)[1]
+    after = fit_to_time(made, flat, seconds=1200.0, step_seconds=paces({16: 0.3}, asked), **common)[1].configuration
     assert asked == [16]
     # Twice as slow and twice the time are the same steps, and the same network.
     assert after.topology == before.topology

@@ -11,7 +11,7 @@ from autoseg.errors import SettingError
 from autoseg.schema.architecture import Recipe
 from autoseg.schema.settings import TrainSettings
 from autoseg.training.optim import make_optimizer
-from autoseg.training.recipe import LONG, chosen_recipe, fit_to_length
+from autoseg.training.recipe import LONG, MUON, chosen_recipe, fit_to_length, recipe_in_time
 from autoseg.training.schedule import Schedule, learning_rate
 
 TRANSFORMER = Recipe(optimizer="adamw", lr=1e-3, weight_decay=0.05, momentum=0.9, schedule="cosine", warmup=0.1)
@@ -112,3 +112,11 @@ def test_an_update_is_that_of_torch(optimizer: str) -> None:
             stepper.step()
     for left, right in zip(ours, theirs, strict=True):
         torch.testing.assert_close(left, right)
+
+
+def test_a_time_budget_takes_muon_unless_somebody_has_a_wish() -> None:
+    assert recipe_in_time(Recipe(), TrainSettings(), steps=2000) == MUON
+    assert recipe_in_time(Recipe(), TrainSettings(), steps=1e6) == Recipe()
+    assert recipe_in_time(TRANSFORMER, TrainSettings(), steps=2000) == TRANSFORMER
+    for asked in (TrainSettings(lr=0.01), TrainSettings(optimizer="sgd"), TrainSettings(warmup=0.0)):
+        assert recipe_in_time(chosen_recipe(Recipe(), asked), asked, steps=2000).optimizer == "sgd"
