@@ -100,7 +100,7 @@ class Predictor:
         if not 0 < step_size <= 1:
             raise SettingError(f"a step size of {step_size} is not possible", hint="use more than 0, at most 1")
         folder = ModelFolder(as_model_folder(model_folder, stages=stages))
-        names = _chosen_folds(folder, tuple(str(name) for name in folds))
+        names = chosen_folds(folder, tuple(str(name) for name in folds))
         plan = records.load(Plan, folder.plan)
         configuration = for_inference(_configuration(folder, names, plan), prune)
         partial = configuration.architecture != plan.configuration(configuration.name).architecture
@@ -127,7 +127,7 @@ class Predictor:
             ndim=configuration.ndim,
             device=chosen,
             precision=None if exact else choose_precision(chosen),
-            mirror_axes=_mirror_axes(folder, configuration) if mirror else (),
+            mirror_axes=mirror_axes(folder, configuration) if mirror else (),
             previous=groups(plan.labels) if refines else (),
         )
         channels, heads = plan.input_channels(configuration), plan.labels.num_heads
@@ -273,7 +273,12 @@ def for_inference(configuration: Configuration, prune: str | None) -> Configurat
     return replace(configuration, architecture=replace(architecture, arguments=arguments))
 
 
-def _chosen_folds(folder: ModelFolder, asked: tuple[str, ...]) -> tuple[str, ...]:
+def chosen_folds(folder: ModelFolder, asked: tuple[str, ...]) -> tuple[str, ...]:
+    """The folds that are asked for, or all that are trained.
+
+    Raises:
+        ModelFolderError: none is trained, or not these.
+    """
     finished = folder.finished_folds()
     if not finished:
         raise ModelFolderError(
@@ -298,9 +303,14 @@ def _configuration(folder: ModelFolder, folds: Sequence[str], plan: Plan) -> Con
     return plan.configuration(names.pop())
 
 
-def _mirror_axes(folder: ModelFolder, configuration: Configuration) -> tuple[int, ...]:
+def mirror_axes(folder: ModelFolder, configuration: Configuration) -> tuple[int, ...]:
+    """The axes of the patch that a model may be mirrored along.
+
+    Raises:
+        ModelFolderError: what its run.json says are no such axes.
+    """
     axes = records.load(RunReport, folder.run).settings.get("mirror_axes", [])
-    if not all(axis in range(configuration.ndim) for axis in axes):
+    if not isinstance(axes, list) or not all(axis in range(configuration.ndim) for axis in axes):
         raise ModelFolderError(
             f"{folder.run}: mirror_axes {axes} are not axes of {configuration.name}",
             hint=f"list axes from 0 to {configuration.ndim - 1}, or predict with --no-tta",

@@ -20,9 +20,17 @@ from typing import Any
 import numpy as np
 
 from autoseg import records
-from autoseg.errors import AutosegError, DatasetError, PartialError, SettingError
+from autoseg.errors import AutosegError, DatasetError, PartialError, SettingError, joined
 from autoseg.io.companions import companions
-from autoseg.io.images import LABEL_ENDINGS, read_image, read_label, split_ending, write_image, write_label
+from autoseg.io.images import (
+    LABEL_ENDINGS,
+    READABLE_ENDINGS,
+    read_image,
+    read_label,
+    split_ending,
+    write_image,
+    write_label,
+)
 from autoseg.io.verify import Fault, fault_table
 from autoseg.io.volume import Volume
 from autoseg.log import get_logger, progress
@@ -73,21 +81,25 @@ class Imported:
 def write_collection(collection: Collection, folder: Path, *, link: bool = False, workers: int | None = 0) -> Imported:
     """Write a collection as a dataset folder that ``io.discover.read_dataset`` reads.
 
-    A file that fits as it is, is copied with its time of change, or linked to; one of another format than most, or
-    with several channels inside, is read and written anew.
+    A file that fits as it is, is copied, or linked to; one of another format than most, or with several channels
+    inside, is read and written anew. All but links get the time of change of their source, by which a later run sees
+    that they are of it. Of a case that fails nothing stays.
 
     Args:
         link: symbolic links in place of copies.
         workers: processes; 0 does everything in this one.
 
     Raises:
-        SettingError: the folder holds another dataset.
+        SettingError: the folder holds another dataset, or files of other cases.
         PartialError: some cases could not be brought; all are listed, and there is no dataset.json.
         DatasetError: no case could be.
     """
     ending = _common_ending(collection.entries)
     text = _description(collection, ending)
     _refuse_foreign(folder, text)
+    fresh = not (folder / "dataset.json").exists()
+    if fresh:
+        _refuse_other_cases(collection, folder, ending)
     job = partial(_bring, folder=folder, ending=ending, channels=len(collection.channels), link=link)
     faults: list[Fault] = []
     written = 0
@@ -103,6 +115,8 @@ def write_collection(collection: Collection, folder: Path, *, link: bool = False
                 # A full disk, a dead worker: not a matter of this case.
                 raise
             faults.append(_fault(outcome.item, error))
+            if fresh:
+                _remove(outcome.item, _targets(outcome.item, folder, ending, len(collection.channels)))
     if faults:
         _raise(sorted(faults, key=lambda fault: fault.case), len(collection.entries), folder)
     if not any((folder / f"labels{_TEST}").glob("*")) and (folder / f"labels{_TEST}").is_dir():
@@ -141,13 +155,48 @@ def _refuse_foreign(folder: Path, text: str) -> None:
         )
 
 
-def _bring(entry: Entry, *, folder: Path, ending: str, channels: int, link: bool) -> bool:
-    """Write one case; False if it was complete. The label comes last."""
+def _refuse_other_cases(collection: Collection, folder: Path, ending: str) -> None:
+    """What lies there already would become cases too.
+
+    Raises:
+        SettingError: images or labels that are none of this collection's; all are listed.
+    """
+    expected: set[Path] = set()
+    for entry in collection.entries:
+        images, label = _targets(entry, folder, ending, len(collection.channels))
+        expected |= {*images, label}
+    there = {path for kind in ("images", "labels") for path in folder.glob(f"{kind}T[rs]/[!.]*")}
+    others = [str(path) for path in sorted(there - expected) if path.name.lower().endswith(READABLE_ENDINGS)]
+    if others:
+        raise SettingError(
+            f"{folder} holds files that are not of these cases:\n{joined(others)}",
+            hint="remove them if they are of an import that was stopped, or give another --name",
+        )
+
+
+def _targets(entry: Entry, folder: Path, ending: str, channels: int) -> tuple[list[Path], Path]:
+    """Where the images and the label of a case are to lie."""
     split = _TEST if entry.test else _TRAINING
     images = [folder / f"images{split}" / f"{entry.id}_{number:04d}{ending}" for number in range(channels)]
-    labels = folder / f"labels{split}"
+    if entry.label is not None and not companions(entry.label):
+        own = entry.label.name.lower()
+        ending = next((known for known in LABEL_ENDINGS if own.endswith(known)), ending)
+    return images, folder / f"labels{split}" / f"{entry.id}{ending}"
+
+
+def _remove(entry: Entry, targets: tuple[list[Path], Path]) -> None:
+    """Remove what was written of a case, but never a source that lies where it is to be."""
+    sources = [path for path in (*entry.images, entry.label) if path is not None and path.exists()]
+    for path in (*targets[0], targets[1]):
+        if path.is_symlink() or (path.exists() and not any(path.samefile(source) for source in sources)):
+            path.unlink()
+
+
+def _bring(entry: Entry, *, folder: Path, ending: str, channels: int, link: bool) -> bool:
+    """Write one case; False if it was complete. The label comes last."""
+    images, label = _targets(entry, folder, ending, channels)
     if entry.read is not None:
-        return _bring_read(entry, images, labels / f"{entry.id}{ending}")
+        return _bring_read(entry, images, label)
     changed = False
     if len(entry.images) == channels:
         for source, target in zip(entry.images, images, strict=True):
@@ -160,12 +209,10 @@ def _bring(entry: Entry, *, folder: Path, ending: str, channels: int, link: bool
             hint="give one file per channel, or one with all",
         )
     if entry.label is not None:
-        own = split_ending(entry.label.name)[1].lower()
-        target = labels / f"{entry.id}{own if own in LABEL_ENDINGS and not companions(entry.label) else ending}"
         if entry.integers is None:
-            changed |= _place(entry.label, target, link=link, label=True)
+            changed |= _place(entry.label, label, link=link, label=True)
         else:
-            changed |= _renumber(entry.label, target, entry.integers)
+            changed |= _renumber(entry.label, label, entry.integers)
     return changed
 
 
@@ -182,9 +229,11 @@ def _bring_read(entry: Entry, images: Sequence[Path], label: Path) -> bool:
 
 
 def _split(entry: Entry, images: Sequence[Path]) -> bool:
-    if all(path.exists() for path in images):
+    if all(_is_of(entry.images[0], path) for path in images):
         return False
     _write_channels(read_image(entry.images[0]), images)
+    for path in images:
+        _date(path, entry.images[0])
     return True
 
 
@@ -202,13 +251,14 @@ def _place(source: Path, target: Path, *, link: bool, label: bool = False) -> bo
     if not source.is_file():
         raise DatasetError(f"{source} does not exist", hint="check the path")
     if split_ending(source.name)[1].lower() != split_ending(target.name)[1] or companions(source):
-        if target.exists():
+        if _is_of(source, target):
             return False
         volume = read_label(source) if label else read_image(source)
         if label:
             write_label(target, volume.data[0], volume.geometry)
         else:
             write_image(target, volume)
+        _date(target, source)
         return True
     if _same(source, target, link=link):
         return False
@@ -218,16 +268,26 @@ def _place(source: Path, target: Path, *, link: bool, label: bool = False) -> bo
         return True
     with records.atomic_path(target) as temporary:
         shutil.copyfile(source, temporary)
-        state = source.stat()
-        os.utime(temporary, ns=(state.st_atime_ns, state.st_mtime_ns))
+        _date(temporary, source)
     return True
+
+
+def _date(target: Path, source: Path) -> None:
+    """Give a file the time of change of what it was made of."""
+    state = source.stat()
+    os.utime(target, ns=(state.st_atime_ns, state.st_mtime_ns))
+
+
+def _is_of(source: Path, target: Path) -> bool:
+    """Whether a file that was written anew was made of the source as it is now."""
+    return target.is_file() and not target.is_symlink() and target.stat().st_mtime_ns == source.stat().st_mtime_ns
 
 
 def _renumber(source: Path, target: Path, integers: Mapping[int, int]) -> bool:
     """Write a label with other integers; False if it is there already."""
     if not source.is_file():
         raise DatasetError(f"{source} does not exist", hint="check the path")
-    if target.exists():
+    if _is_of(source, target):
         return False
     volume = read_label(source)
     found, places = np.unique(volume.data[0], return_inverse=True)
@@ -239,10 +299,14 @@ def _renumber(source: Path, target: Path, integers: Mapping[int, int]) -> bool:
         )
     values = np.array([integers[value] if value else 0 for value in found.tolist()], dtype=np.int32)
     write_label(target, values[places].reshape(volume.data[0].shape), volume.geometry)
+    _date(target, source)
     return True
 
 
 def _same(source: Path, target: Path, *, link: bool) -> bool:
+    if target.is_file() and not target.is_symlink() and target.samefile(source):
+        # A list of files that lie where they are to be.
+        return True
     if target.is_symlink() or link:
         return link and target.is_symlink() and target.resolve() == source.resolve()
     if not target.exists():

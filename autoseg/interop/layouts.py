@@ -13,7 +13,7 @@ import numpy as np
 
 from autoseg.errors import DatasetError, joined
 from autoseg.interop.collection import Collection, Entry, refuse_repeated
-from autoseg.io.dataset_json import read_description
+from autoseg.io.dataset_json import labels_of, read_description
 from autoseg.io.discover import find_cases, read_dataset
 from autoseg.io.images import read_label, read_shape, split_ending
 from autoseg.io.verify import check_spec, fault_table
@@ -125,6 +125,7 @@ def manifest_collection(path: Path, *, channels: Sequence[str] = (), labels: Pat
     named = _json(labels) if labels is not None else given
     values = named.get("labels") or _found_labels(entries)
     facts = {"regions_class_order": named["regions_class_order"]} if "regions_class_order" in named else {}
+    labels_of(values, facts.get("regions_class_order"), source=str(path if labels is None else labels))
     return Collection(name=path.stem, channels=names, labels=values, entries=tuple(entries), facts=facts)
 
 

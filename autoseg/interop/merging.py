@@ -1,9 +1,9 @@
 """Several collections as one: labels united by name, and for every case which of them somebody looked for.
 
 An integer of a label file is known by the labels and regions that it belongs to. What belongs to the same ones in two
-sources gets the same integer; anything else keeps its integer where that is free, or gets the next free one. So
-regions of two sources unite too, where they split a whole in different ways: which parts a voxel may then belong to
-follows from what was annotated (``Labels.candidates``).
+sources gets the same integer: the first of its own that is free, or else the next free one. So regions of two sources
+unite too, where they split a whole in different ways: which parts a voxel may then belong to follows from what was
+annotated (``Labels.candidates``).
 """
 
 from __future__ import annotations
@@ -12,11 +12,13 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import combinations
 from typing import Any
 
 from autoseg.errors import DatasetError, joined
 from autoseg.interop.collection import Collection, Entry
 from autoseg.io.dataset_json import labels_of
+from autoseg.io.images import read_shape
 from autoseg.schema.dataset import Labels
 
 _ANNOTATED, _ORDER = "annotated", "regions_class_order"
@@ -46,8 +48,9 @@ def merge_collections(collections: Sequence[Collection], name: str) -> Collectio
     """
     problems: list[str] = []
     labels = [labels_of(one.labels, one.facts.get(_ORDER), source=one.name) for one in collections]
-    names = tuple(dict.fromkeys(label for one in labels for label in one.names))
+    names = _ordered(labels, problems)
     _check_kinds(collections, labels, names, problems)
+    _check_dimensions(collections, problems)
     channels = [_channel_order(one, collections[0], problems) for one in collections]
     keys = _united(labels)
     sources = [
@@ -70,10 +73,43 @@ def merge_collections(collections: Sequence[Collection], name: str) -> Collectio
     return Collection(
         name=name,
         channels=collections[0].channels,
-        labels=_description(names, labels, keys),
+        labels=_description(names, keys),
         entries=tuple(entries),
         facts=facts,
     )
+
+
+def _ordered(labels: Sequence[Labels], problems: list[str]) -> tuple[str, ...]:
+    """All names as they come, but each region after those that it is written over in a source, such as its whole."""
+    names = tuple(dict.fromkeys(label for one in labels for label in one.names))
+    under: dict[str, set[str]] = {name: set() for name in names}
+    for own in labels:
+        for lower, upper in combinations(own.foreground, 2):
+            if set(lower.values) & set(upper.values):
+                under[upper.name].add(lower.name)
+    result: dict[str, None] = {}
+    while len(result) < len(names):
+        rest = [name for name in names if name not in result]
+        chosen = next((name for name in rest if under[name] <= result.keys()), None)
+        if chosen is None:
+            shown = " and ".join(f'"{name}"' for name in rest if any(name in under[other] for other in rest))
+            problems.append(f"{shown} are written over one another in different orders: see regions_class_order")
+            return names
+        result[chosen] = None
+    return tuple(result)
+
+
+def _check_dimensions(collections: Sequence[Collection], problems: list[str]) -> None:
+    """Pictures and volumes are not learnt together; one volume tells what a source has."""
+    found: dict[bool, list[str]] = {}
+    for collection in collections:
+        files = [entry.images[0] for entry in collection.entries if entry.images]
+        try:
+            found.setdefault(any(read_shape(path)[1] > 1 for path in files), []).append(collection.name)
+        except DatasetError as error:
+            problems.append(error.message)
+    if len(found) > 1:
+        problems.append(f"{', '.join(found[False])} has pictures (2D), {', '.join(found[True])} has volumes (3D)")
 
 
 def _check_kinds(
@@ -127,11 +163,15 @@ def _united(labels: Sequence[Labels]) -> dict[_Key | None, int]:
     """The united integer of each key; None is the ignore label, if there is one."""
     united: dict[_Key | None, int] = {}
     taken = {0}
-    for own in labels:
-        for value, key in _keys(own).items():
-            if key not in united:
-                united[key] = value if value not in taken else max(taken) + 1
-                taken.add(united[key])
+    found = [pair for own in labels for pair in _keys(own).items()]
+    for value, key in found:
+        if key not in united and value not in taken:
+            united[key] = value
+            taken.add(value)
+    for _, key in found:
+        if key not in united:
+            united[key] = max(taken) + 1
+            taken.add(united[key])
     ignored = next((own.ignore for own in labels if own.ignore is not None), None)
     if ignored is not None:
         united[None] = ignored if ignored not in taken else max(taken) + 1
@@ -178,7 +218,7 @@ def _repeated(entries: Sequence[Entry]) -> list[str]:
 def _facts(sources: Sequence[_Source], names: tuple[str, ...], taken: set[int]) -> dict[str, Any]:
     facts: dict[str, Any] = {}
     if any(source.labels.has_regions for source in sources):
-        facts[_ORDER] = [_output_integer(name, sources, taken) for name in names]
+        facts[_ORDER] = _output_integers(names, sources, taken)
     annotated = {
         f"{source.prefix}_{entry.id}": looked_for
         for source in sources
@@ -203,23 +243,34 @@ def _looked_for(entry: Entry, source: _Source) -> list[str]:
     return [name for name in source.labels.names if listed is None or name in listed]
 
 
-def _output_integer(name: str, sources: Sequence[_Source], taken: set[int]) -> int:
-    """What a region or label is written as: as in the first source that has it, if that integer is not another's."""
-    source = next(source for source in sources if name in source.labels.names)
-    labels = source.labels
-    place = labels.names.index(name)
-    own = labels.regions_class_order[place] if labels.regions_class_order else labels.foreground[place].values[0]
-    if own in source.integers:
-        return source.integers[own]
-    return own if own not in taken else max(taken) + 1
+def _output_integers(names: Sequence[str], sources: Sequence[_Source], taken: set[int]) -> list[int]:
+    """What regions and labels are written as: as in the first source that has them, if that integer is not another's.
+
+    Args:
+        taken: all integers of the united label files.
+    """
+    # By source and integer there: what a source writes as the same integer stays the same.
+    written: dict[tuple[str, int], int] = {}
+    result = []
+    for name in names:
+        source = next(source for source in sources if name in source.labels.names)
+        labels = source.labels
+        place = labels.names.index(name)
+        own = labels.regions_class_order[place] if labels.regions_class_order else labels.foreground[place].values[0]
+        if (source.prefix, own) not in written:
+            others = set(written.values()) | (set() if own in source.integers else taken)
+            wanted = source.integers.get(own, own)
+            written[source.prefix, own] = wanted if wanted not in others else max(taken.union(others)) + 1
+        result.append(written[source.prefix, own])
+    return result
 
 
-def _description(names: Iterable[str], labels: Sequence[Labels], united: Mapping[_Key | None, int]) -> dict[str, Any]:
-    regions = {label.name for own in labels for label in own.foreground if len(label.values) > 1}
+def _description(names: Iterable[str], united: Mapping[_Key | None, int]) -> dict[str, Any]:
     content: dict[str, Any] = {"background": 0}
     for name in names:
         values = sorted(value for key, value in united.items() if key is not None and name in key[0])
-        content[name] = values if name in regions else values[0]
+        # What has one integer in every source can have several here: in one source it is a part of a region.
+        content[name] = values if len(values) > 1 else values[0]
     return content if None not in united else {**content, "ignore": united[None]}
 
 

@@ -27,18 +27,22 @@ from autoseg import records
 from autoseg.errors import ModelFolderError
 from autoseg.interop.nnunet_plans import Translated, stage_before, translate_plan
 from autoseg.interop.nnunet_weights import Checkpoint, read_checkpoint, rename_weights
+from autoseg.io.bundle import BROKEN_ZIP, file_sha256
 from autoseg.io.discover import resolve_workspace
+from autoseg.io.staging import staging
 from autoseg.log import get_logger
 from autoseg.nets import build_network
 from autoseg.schema.folders import FIRST_STAGE, PREVIOUS_MODEL, ModelFolder
 from autoseg.schema.plan import Configuration, Plan
 from autoseg.schema.report import RunReport
+from autoseg.schema.sharing import is_model_name
 
 _LOG = get_logger(__name__)
 
 # Final weights as nnU-Net itself chooses them; the best ones where training never came to its end.
 _CHECKPOINTS = ("checkpoint_final.pth", "checkpoint_best.pth")
 _FACTS = ("plans.json", "dataset.json")
+_STAGING = "translating"
 _LARGEST_PLANS = 64 << 20
 _MEMBER = re.compile(rf"^fold_(\d+|all)/({'|'.join(re.escape(name) for name in _CHECKPOINTS)})$")
 
@@ -80,8 +84,8 @@ def as_model_folder(
         stages: of a cascade, translate the first stage too; it comes to lie inside the folder of the second.
 
     Raises:
-        ModelFolderError: several models fit, the model cannot be translated (the reasons are listed), or the first
-            stage of a cascade is not there.
+        ModelFolderError: several models fit or none does, the model cannot be translated (the reasons are listed), or
+            the first stage of a cascade is not there.
         DatasetError: its dataset.json is wrong.
     """
     path = Path(path).expanduser().absolute()
@@ -93,7 +97,8 @@ def as_model_folder(
     root = (cache or resolve_workspace().root / "cache" / "nnunet") / f"{models[0].name}-{stamp}"
     if not ModelFolder(root).finished_folds():
         _LOG.info("nnU-Net: translating %s", " and ".join(str(model.folder) for model in models))
-        _convert_all(models, root)
+        _convert_all(models, root, stages=stages)
+    _refuse_other(ModelFolder(root), configuration, path)
     return root
 
 
@@ -112,8 +117,11 @@ def import_model(path: Path | str, results: Path, *, configuration: str | None =
     """
     path = Path(path).expanduser().absolute()
     models = _stages(_choose(path, _find(path), configuration))
-    with tempfile.TemporaryDirectory(prefix=".translating.partial", dir=_made(results)) as temporary:
-        new = _convert_all(models, Path(temporary, models[0].name))
+    if not is_model_name(models[0].name):
+        raise ModelFolderError(f"a model cannot be called {models[0].name!r}: {path}", hint="rename its folder")
+    with staging(results, _STAGING) as folder:
+        new = _convert_all(models, folder / models[0].name)
+        _refuse_other(new, configuration, path)
         target = results / records.load(Plan, new.plan).dataset / models[0].name
         if not target.exists():
             target.parent.mkdir(exist_ok=True)
@@ -123,9 +131,12 @@ def import_model(path: Path | str, results: Path, *, configuration: str | None =
     return target
 
 
-def _made(folder: Path) -> Path:
-    records.make_folder(folder)
-    return folder
+def _refuse_other(model: ModelFolder, configuration: str | None, path: Path) -> None:
+    found = records.load(RunReport, model.run).settings["configuration"]
+    if configuration not in {None, found}:
+        raise ModelFolderError(
+            f"{path} holds a model of {found}, not of {configuration}", hint=f"leave -c out, or say -c {found}"
+        )
 
 
 def _digests(root: Path) -> dict[str, str]:
@@ -133,7 +144,7 @@ def _digests(root: Path) -> dict[str, str]:
     for model in (ModelFolder(root), ModelFolder(root).first_stage):
         files += [model.plan, *(model.fold(name).weights for name in model.finished_folds())]
     there = {path.relative_to(root).as_posix(): path for path in files if path.is_file()}
-    return {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in there.items()}
+    return {name: file_sha256(path) for name, path in there.items()}
 
 
 def convert(folder: Path, root: Path, *, checkpoints: Mapping[str, str]) -> ModelFolder:
@@ -148,30 +159,35 @@ def convert(folder: Path, root: Path, *, checkpoints: Mapping[str, str]) -> Mode
     return _appearing(root, lambda model: _write(folder, model, checkpoints))
 
 
-def _convert_all(models: Sequence[_Model], root: Path) -> ModelFolder:
-    """Translate a model and, in a cascade, the one before it into a new folder ``root``."""
+def _convert_all(models: Sequence[_Model], root: Path, *, stages: bool = True) -> ModelFolder:
+    """Translate a model and, in a cascade, the one before it into a new folder ``root``.
+
+    Raises:
+        ModelFolderError: with ``stages``, only the second stage of a cascade is given.
+    """
 
     def write(model: ModelFolder) -> None:
         named = {PREVIOUS_MODEL: FIRST_STAGE} if len(models) > 1 else {}
         for source, target, facts in zip(models, (model, model.first_stage), (named, {}), strict=False):
             with _unpacked(source) as folder:
                 _write(folder, target, source.checkpoints, **facts)
+        second = records.load(Plan, model.plan).configurations[-1]
+        if stages and len(models) == 1 and second.previous_stage is not None:
+            raise ModelFolderError(
+                f"{models[0].place} is the second stage of a cascade, and its name does not say where the first lies",
+                hint=f"call its folder TRAINER__PLANS__{second.name}, and put TRAINER__PLANS__{second.previous_stage} "
+                "beside it",
+            )
 
     return _appearing(root, write)
 
 
 def _appearing(root: Path, write: Callable[[ModelFolder], None]) -> ModelFolder:
-    records.make_folder(root.parent)
-    with records.writing(root):
-        partial = Path(tempfile.mkdtemp(prefix=f".{root.name}.partial", dir=root.parent))
-    try:
+    with staging(root.parent, _STAGING) as folder:
+        partial = folder / root.name
         write(ModelFolder(partial))
-        # mkdtemp makes a private folder; models are for everybody that the work directory is for.
-        partial.chmod(root.parent.stat().st_mode)
         if not ModelFolder(root).finished_folds():
             partial.rename(root)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return ModelFolder(root)
 
 
@@ -264,7 +280,7 @@ def _in_zip(path: Path) -> list[_Model]:
     try:
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
-    except (OSError, zipfile.BadZipFile) as error:
+    except (OSError, *BROKEN_ZIP) as error:
         raise ModelFolderError(f"{path} cannot be read: {error}", hint="copy the file again") from error
     roots = [PurePosixPath(entry.filename).parent for entry in entries if entry.filename.endswith("plans.json")]
     models = []
@@ -346,7 +362,7 @@ def _plans(model: _Model) -> Mapping[str, Any]:
     try:
         with _opened(model, "plans.json") as stream:
             data = json.loads(stream.read(_LARGEST_PLANS).decode())
-    except (OSError, zipfile.BadZipFile, NotImplementedError, ValueError):
+    except (OSError, *BROKEN_ZIP):
         return {}
     return data if isinstance(data, dict) and isinstance(data.get("configurations"), dict) else {}
 
@@ -374,7 +390,7 @@ def _unpacked(model: _Model) -> Iterator[Path]:
             try:
                 with records.writing(target), archive.open(model.members[name]) as source, target.open("wb") as out:
                     shutil.copyfileobj(source, out)
-            except (zipfile.BadZipFile, NotImplementedError) as error:
+            except BROKEN_ZIP as error:
                 raise ModelFolderError(f"{model.place} is damaged: {error}", hint="copy the file again") from error
         yield Path(temporary)
 

@@ -22,7 +22,7 @@ from typing import BinaryIO
 
 from autoseg import records
 from autoseg.errors import ModelFolderError, RecordError, joined
-from autoseg.schema.sharing import MANIFEST, Manifest, Member, is_folder_name, is_member, missing_members
+from autoseg.schema.sharing import MANIFEST, Manifest, Member, is_folder_name, is_member, is_model_name, missing_members
 
 _BLOCK = 1 << 20
 # The time before which zip files cannot have been made.
@@ -31,7 +31,8 @@ _UNIX = 3
 # Records and texts are kilobytes; what is read into memory is bounded.
 _LARGEST_TEXT = 64 << 20
 _ENCRYPTED = 0x1
-_BROKEN = (
+# What zipfile raises for a damaged or encrypted file, whatever its content says.
+BROKEN_ZIP = (
     zipfile.BadZipFile,
     zlib.error,
     struct.error,
@@ -230,8 +231,8 @@ def _contradictions(manifest: Manifest, infos: list[zipfile.ZipInfo]) -> list[st
         if name in present and present[name] != size
     ]
     found += [f"{name} is missing" for name in missing_members(set(listed) & set(present))]
-    for text in (manifest.dataset, manifest.model):
-        if not is_folder_name(text):
+    for text, fits in ((manifest.dataset, is_folder_name), (manifest.model, is_model_name)):
+        if not fits(text):
             found.append(f"{text!r} cannot be the name of a folder")
     return found
 
@@ -240,7 +241,7 @@ def _contradictions(manifest: Manifest, infos: list[zipfile.ZipInfo]) -> list[st
 def _refusing(path: Path) -> Iterator[None]:
     try:
         yield
-    except _BROKEN as error:
+    except BROKEN_ZIP as error:
         raise _damaged(path, [str(error) or type(error).__name__]) from error
     except OSError as error:
         # An offset that no file has.

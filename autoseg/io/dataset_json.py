@@ -78,14 +78,16 @@ def read_description(folder: Path) -> Description:
     return Description(channels, labels, ending, count if isinstance(count, int) else None, cases, annotated)
 
 
-def labels_of(labels: Mapping[str, Any], order: Any = None, *, source: str) -> Labels:
+def labels_of(labels: Any, order: Any = None, *, source: str) -> Labels:
     """What the entries "labels" and "regions_class_order" of a dataset.json say.
 
     Raises:
         DatasetError: they are wrong; all problems are listed, under the name of ``source``.
     """
     problems: list[str] = []
-    found = _labels(_Pairs([("labels", _Pairs(list(labels.items()))), (_ORDER, order)]), problems)
+    # Whoever reads without looking for names that occur twice gives a plain dictionary, or what is none at all.
+    entries = _Pairs(list(labels.items())) if isinstance(labels, Mapping) else labels
+    found = _labels(_Pairs([("labels", entries), (_ORDER, order)]), problems)
     if found is None:
         raise DatasetError(f"the labels of {source} have problems:\n{joined(problems)}", hint="correct these entries")
     return found

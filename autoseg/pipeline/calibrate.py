@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Sequence
 
 import numpy as np
 from scipy.ndimage import binary_dilation
@@ -16,7 +16,7 @@ from autoseg.evaluation.calibration import (
     fit_temperature,
     negative_log_likelihood,
 )
-from autoseg.inference.predictor import Predictor
+from autoseg.inference.predictor import Predictor, chosen_folds
 from autoseg.inference.uncertainty import logit_planes
 from autoseg.io.verify import fault_table, load_case
 from autoseg.log import get_logger, progress
@@ -46,7 +46,7 @@ def calibrate(settings: CalibrateSettings) -> Calibration:
     Raises:
         SettingError: none of the folds has held-out cases.
         DatasetError: cases of the dataset are gone or damaged.
-        ModelFolderError: there is no trained model, or it does not say which cases were held out.
+        ModelFolderError: there is no trained model, or not these folds, or it does not say which cases were held out.
     """
     model = choose_model(settings)
     folds = _folds(model, settings.fold)
@@ -80,13 +80,7 @@ def calibrate(settings: CalibrateSettings) -> Calibration:
 
 
 def _folds(model: ModelFolder, asked: tuple[str, ...]) -> tuple[str, ...]:
-    finished = model.finished_folds()
-    missing = [name for name in asked if name not in finished]
-    if missing:
-        raise SettingError(
-            f"{model.root} has no trained fold {', '.join(missing)}", hint=f"trained are: {', '.join(finished)}"
-        )
-    folds = tuple(name for name in asked or finished if name.isdigit())
+    folds = tuple(name for name in chosen_folds(model, asked) if name.isdigit())
     if not folds:
         raise SettingError(
             f"{model.root} was trained on every case, so that none is left to calibrate with",
@@ -172,18 +166,19 @@ def _fitted(
     )
 
 
-def read_temperature(model: ModelFolder, weights: Mapping[str, str]) -> float:
-    """The temperature of a model, 1 where none was fitted or where weights changed since (and say so).
+def read_temperature(model: ModelFolder, folds: Sequence[str]) -> float:
+    """The temperature of a model, 1 where none was fitted or where weights of these folds changed since (and say so).
 
-    Args:
-        weights: SHA-256 sums by fold, of the folds that are used.
+    Raises:
+        RecordError: it cannot be read.
+        ModelFolderError: the first stage of a cascade is not there.
     """
     path = model.root / FILE
     if not path.exists():
         _LOG.info("uncertainty: not calibrated, temperature 1; autoseg_calibrate -m %s fits it", model.root)
         return 1.0
     known = records.load(Calibration, path)
-    changed = changed_folds(known.weights, weights)
+    changed = changed_folds(known.weights, digests(model, folds))
     if changed:
         _LOG.warning("%s is of other weights of fold %s: calibrate again", path, ", ".join(changed))
         return 1.0

@@ -6,16 +6,20 @@ from dataclasses import replace
 from pathlib import Path
 
 from autoseg import records
-from autoseg.errors import ModelFolderError, SettingError
+from autoseg.errors import SettingError
 from autoseg.inference.cascade import check_before
+from autoseg.inference.predictor import chosen_folds
 from autoseg.io.bundle import Content, describe, file_sha256, write_bundle
 from autoseg.log import get_logger, size
+from autoseg.pipeline.calibrate import FILE as CALIBRATION
 from autoseg.pipeline.card import card_text, make_card, public_run
 from autoseg.pipeline.choose import choose_model
 from autoseg.pipeline.weights import configuration_of, stage_before
+from autoseg.schema.calibration import Calibration
 from autoseg.schema.dataset import DatasetSpec
 from autoseg.schema.folders import FIRST_STAGE, PREVIOUS_MODEL, ModelFolder, Workspace
 from autoseg.schema.plan import Plan
+from autoseg.schema.postprocessing import PostProcessing
 from autoseg.schema.report import EvaluationReport, RunReport
 from autoseg.schema.sharing import CARD, LICENCE, READABLE_CARD, Manifest
 from autoseg.schema.tools import ExportSettings
@@ -40,7 +44,8 @@ def export(settings: ExportSettings) -> Path:
         ResourceError: the disk is full.
     """
     model = choose_model(settings)
-    folds = _folds(model, settings.fold)
+    chosen = chosen_folds(model, settings.fold)
+    folds = tuple(name for name in model.finished_folds() if name in chosen)
     plan = records.load(Plan, model.plan)
     name = model_name(model, plan)
     if settings.onnx:
@@ -80,16 +85,6 @@ def _first_stage(plan: Plan, model: ModelFolder) -> ModelFolder | None:
         theirs = records.load(Plan, before.plan)
         check_before(theirs, configuration_of(before), plan, plan.configuration(configuration_of(model)))
     return before
-
-
-def _folds(model: ModelFolder, asked: tuple[str, ...]) -> tuple[str, ...]:
-    finished = model.finished_folds()
-    missing = [name for name in asked if name not in finished]
-    if missing:
-        raise ModelFolderError(
-            f"{model.root} has no trained fold {', '.join(missing)}", hint=f"trained are: {', '.join(finished)}"
-        )
-    return tuple(name for name in finished if not asked or name in asked)
 
 
 def _licence(given: str | None) -> tuple[str, str]:
@@ -134,10 +129,11 @@ def _members(
         READABLE_CARD: card_text(card).encode(),
         LICENCE: licence_text.encode(),
     }
-    for name in ("postprocessing.json", "calibration.json"):
-        path = model.root / name
+    for path, kind in ((model.postprocessing, PostProcessing), (model.root / CALIBRATION, Calibration)):
         if path.exists():
-            members[name] = path.read_bytes()
+            # Whoever gets the file could not use one that cannot be read.
+            records.load(kind, path)
+            members[path.name] = path.read_bytes()
     if before is None:
         return members | _stage(model, folds)
     first = _stage(before, before.finished_folds())

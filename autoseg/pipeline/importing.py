@@ -42,10 +42,10 @@ def import_source(settings: ImportSettings) -> Path:
         model = import_model(source, workspace.results, configuration=settings.configuration)
         _LOG.info("model: %s", model)
         return model
+    _refuse_settings(settings)
     collection = _merged(settings, workspace) if settings.merge else _reader(source, settings)()
-    name = _dataset_name(settings.name or collection.name, workspace.raw)
-    if settings.merge:
-        _begin_merge(collection, workspace.raw / name)
+    name = _dataset_name(collection.name if settings.name is None else settings.name, workspace.raw)
+    _begin(collection, workspace.raw / name, merge=bool(settings.merge))
     done = write_collection(collection, workspace.raw / name, link=settings.link, workers=settings.workers)
     # What was written is read again, by what the other commands read it with.
     spec = read_dataset(done.folder)
@@ -60,36 +60,61 @@ def import_source(settings: ImportSettings) -> Path:
     return done.folder
 
 
+def _refuse_settings(settings: ImportSettings) -> None:
+    """What says nothing of a dataset."""
+    if settings.configuration is not None:
+        raise SettingError(
+            "-c chooses between models of nnU-Net, and datasets are to be imported",
+            hint="leave it out: autoseg_plan_and_preprocess -c and autoseg_train -c choose configurations",
+        )
+    if settings.name is not None and not re.search(r"\w", settings.name):
+        raise SettingError(
+            f"{settings.name!r} cannot be the name of a dataset", hint="give a --name such as Dataset003_Liver"
+        )
+
+
 def _merged(settings: ImportSettings, workspace: Workspace) -> Collection:
     """The source and those to merge with it as one.
 
     Raises:
-        SettingError: the new dataset has no name, or a source is given twice.
+        SettingError: the new dataset has no name, a source is given twice, or one is a model.
         DatasetError: a source is wrong, or sources contradict each other; all contradictions are listed.
     """
     if settings.name is None:
         raise SettingError("--merge makes a new dataset, which has no name", hint="give one with --name")
     sources = [_place(text, workspace) for text in (settings.source, *settings.merge)]
-    twice = sorted({str(path) for path in sources if sources.count(path) > 1})
+    real = [path.resolve() for path in sources]
+    twice = sorted({str(path) for path in real if real.count(path) > 1})
     if twice:
         raise SettingError(f"given twice: {', '.join(twice)}", hint="name every source once")
+    models = [str(path) for path in sources if is_nnunet_model(path)]
+    if models:
+        raise SettingError(
+            f"models of nnU-Net cannot be merged: {', '.join(models)}",
+            hint="give the datasets that they were trained on",
+        )
     return merge_collections([_reader(path, settings)() for path in sources], settings.name)
 
 
 def _place(text: str, workspace: Workspace) -> Path:
     """A source by its path, or a dataset by its number or name."""
     path = Path(text).expanduser().absolute()
-    return path.resolve() if path.exists() else find_dataset(text, workspace).resolve()
+    # Not what links lead to: cases are named after what the folder is called here.
+    return path if path.exists() else find_dataset(text, workspace).absolute()
 
 
-def _begin_merge(collection: Collection, folder: Path) -> None:
-    """Write down what is merged: labels that were renumbered look alike whatever they came from.
+def _begin(collection: Collection, folder: Path, *, merge: bool) -> None:
+    """Of a merge, write down how labels are numbered anew: such files look alike whatever they came from.
 
     Raises:
         SettingError: the folder holds something else.
     """
-    text = json.dumps({"labels": collection.labels, **collection.facts}, indent=2, ensure_ascii=False) + "\n"
     path = folder / MERGED
+    if not (merge or path.exists()):
+        return
+    sources = collection.facts["merged_from"] if merge else {}
+    integers = {prefix: source["integers"] for prefix, source in sources.items()}
+    text = json.dumps({"labels": collection.labels, "integers": integers}, indent=2, ensure_ascii=False) + "\n"
     if path.exists() and path.read_text(encoding="utf-8") == text:
         return
     if path.exists() or (folder.is_dir() and any(folder.iterdir())):

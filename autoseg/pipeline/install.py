@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import re
 import shlex
-import shutil
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,21 +11,35 @@ from autoseg import records
 from autoseg.errors import ModelFolderError, RecordError, SettingError
 from autoseg.inference.cascade import check_before
 from autoseg.inference.ensemble import weights_configuration
+from autoseg.inference.predictor import mirror_axes
 from autoseg.io.bundle import Bundle, describe, file_sha256, open_bundle
 from autoseg.io.discover import resolve_workspace
+from autoseg.io.staging import staging, sweep
 from autoseg.log import get_logger
 from autoseg.pipeline.context import remember_dataset
 from autoseg.pipeline.weights import configuration_of
+from autoseg.schema.calibration import Calibration
 from autoseg.schema.dataset import DatasetSpec
 from autoseg.schema.folders import FIRST_STAGE, PREVIOUS_MODEL, ModelFolder, Workspace
 from autoseg.schema.plan import Configuration, Plan
-from autoseg.schema.report import RunReport
-from autoseg.schema.sharing import CARD, LICENCE, READABLE_CARD, Card, Manifest, is_folder_name
+from autoseg.schema.postprocessing import PostProcessing
+from autoseg.schema.report import EvaluationReport, FoldRun, RunReport
+from autoseg.schema.sharing import CARD, LICENCE, READABLE_CARD, Card, Manifest, is_model_name
 from autoseg.schema.tools import InstallSettings
 
 _LOG = get_logger(__name__)
 
 _SHOWN_LICENCE_LINES = 20
+_STAGING = "installing"
+# Inside of such a folder; what is replaced lies there as DATASET/MODEL until the new one has its place.
+_NEW, _FORMER = "new", "former"
+# Prediction reads these when it comes to them.
+_KINDS: dict[str, type] = {
+    "fold.json": FoldRun,
+    "summary.json": EvaluationReport,
+    "postprocessing.json": PostProcessing,
+    "calibration.json": Calibration,
+}
 _AUTHOR = "ask for a file that autoseg_export made"
 
 
@@ -52,8 +64,9 @@ def install(settings: InstallSettings) -> Installed:
     """
     path = Path(settings.file).expanduser().absolute()
     workspace = resolve_workspace(settings.workdir)
-    if settings.name is not None and not is_folder_name(settings.name):
-        raise SettingError(f"{settings.name!r} cannot be the name of a folder", hint="give a plain --name")
+    if settings.name is not None and not is_model_name(settings.name):
+        raise SettingError(f"{settings.name!r} cannot be the name of a model", hint="give a plain --name")
+    sweep(workspace.results, _STAGING, lambda left: _settle(left, workspace))
     with open_bundle(path) as bundle:
         _compare(path, settings.sha256)
         model = ModelFolder(workspace.results / bundle.manifest.dataset / (settings.name or bundle.manifest.model))
@@ -110,16 +123,13 @@ def _refuse_other(model: ModelFolder, settings: InstallSettings) -> None:
 def _place(bundle: Bundle, model: ModelFolder, workspace: Workspace) -> None:
     """Unpack beside the results, look it over, and rename: the model is there whole or not at all."""
     records.make_folder(model.root.parent)
-    with records.writing(workspace.results):
-        # Hidden, and not among the models of the dataset, where prediction would find half of it.
-        staging = Path(tempfile.mkdtemp(prefix=".install-", dir=workspace.results))
-    try:
-        fresh = ModelFolder(staging / "new")
+    # Not among the models of the dataset, where prediction would find half of it.
+    with staging(workspace.results, _STAGING, lambda left: _settle(left, workspace)) as folder:
+        fresh, former = ModelFolder(folder / _NEW), folder / _FORMER / model.root.parent.name / model.root.name
         bundle.extract(fresh.root)
         _check(fresh, bundle)
-        # mkdtemp makes private folders, its members are not.
         with records.writing(model.root):
-            former = staging / "former"
+            former.parent.mkdir(parents=True)
             if model.root.exists():
                 model.root.rename(former)
             try:
@@ -128,8 +138,23 @@ def _place(bundle: Bundle, model: ModelFolder, workspace: Workspace) -> None:
                 if former.exists():
                     former.rename(model.root)
                 raise
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
+
+
+def _settle(left: Path, workspace: Workspace) -> bool:
+    """Put back what a killed installation had moved away; whether nothing else is worth keeping."""
+    if not (left / _NEW).exists():
+        # It was over, or nothing was moved.
+        return True
+    for former in left.glob(f"{_FORMER}/*/*"):
+        place = workspace.results / former.parent.name / former.name
+        if place.exists():
+            _LOG.warning("%s holds another model now; the one that an installation had moved is in %s", place, former)
+            return False
+        records.make_folder(place.parent)
+        with records.writing(place):
+            former.rename(place)
+        _LOG.info("model: %s is back, an installation was stopped before it replaced it", place)
+    return True
 
 
 def _check(model: ModelFolder, bundle: Bundle) -> None:
@@ -141,6 +166,9 @@ def _check(model: ModelFolder, bundle: Bundle) -> None:
     try:
         plan, configuration = _trained(model)
         records.load(Card, model.root / CARD)
+        for member in bundle.manifest.members:
+            if kind := _KINDS.get(Path(member.name).name):
+                records.load(kind, model.root / member.name)
         problems = _strange_folds(model)
         if bundle.manifest.first_folds:
             before, first = _trained(model.first_stage)
@@ -167,7 +195,9 @@ def _check(model: ModelFolder, bundle: Bundle) -> None:
 def _trained(model: ModelFolder) -> tuple[Plan, Configuration]:
     plan = records.load(Plan, model.plan)
     records.load(DatasetSpec, model.dataset)
-    return plan, plan.configuration(configuration_of(model))
+    configuration = plan.configuration(configuration_of(model))
+    mirror_axes(model, configuration)
+    return plan, configuration
 
 
 def _strange_folds(model: ModelFolder) -> list[str]:

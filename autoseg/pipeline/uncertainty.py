@@ -20,7 +20,6 @@ from autoseg.io.images import read_shape, split_ending, write_image
 from autoseg.io.volume import Geometry, Volume
 from autoseg.log import get_logger
 from autoseg.pipeline.calibrate import read_temperature
-from autoseg.pipeline.weights import digests
 from autoseg.schema.calibration import CaseDoubt, ListedCase, UncertaintyReport
 from autoseg.schema.dataset import CaseFiles
 from autoseg.schema.folders import ModelFolder
@@ -44,8 +43,7 @@ def doubtful(members: Sequence[Predictor], models: Sequence[ModelFolder]) -> Any
         ModelFolderError: models have other channels or labels.
     """
     temperatures = {
-        model.root.name: read_temperature(model, digests(model, member.folds))
-        for member, model in zip(members, models, strict=True)
+        model.root.name: read_temperature(model, member.folds) for member, model in zip(members, models, strict=True)
     }
     if len(members) == 1:
         return DoubtfulPredictor(predictor=members[0], temperature=next(iter(temperatures.values())))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import ClassVar
 
+from autoseg.errors import RecordError
 from autoseg.schema.settings import DEVICE_HELP, ModelSettings, option
 
 
@@ -38,6 +40,10 @@ class Calibration:
     cases: int
     voxels: int
     weights: dict[str, str]
+
+    def __post_init__(self) -> None:
+        if not 0 < self.temperature < math.inf:
+            raise RecordError(f"{self.temperature} is no temperature", hint="calibrate again")
 
 
 @dataclass(frozen=True, kw_only=True)

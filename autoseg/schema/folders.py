@@ -9,6 +9,10 @@ FIRST_STAGE = "first_stage"
 PREVIOUS_MODEL = "previous_model"
 """The setting in run.json with the path of the first stage's model, relative to that of the second."""
 
+_RACE, _SELECTION, _SELECTION_FILE = "race", "selection", "selection.json"
+NO_MODELS = frozenset({_RACE, _SELECTION, _SELECTION_FILE})
+"""What else lies among the models of a dataset."""
+
 
 @dataclass(frozen=True)
 class Workspace:
@@ -41,7 +45,7 @@ class Workspace:
         return ModelFolder(self.results / dataset / _model_name(configuration, architecture))
 
     def race(self, dataset: str) -> RaceFolder:
-        return RaceFolder(self.results / dataset / "race")
+        return RaceFolder(self.results / dataset / _RACE)
 
     def selection(self, dataset: str) -> SelectionFolder:
         return SelectionFolder(self.results / dataset)
@@ -194,7 +198,7 @@ class SelectionFolder:
 
     @property
     def file(self) -> Path:
-        return self.root / "selection.json"
+        return self.root / _SELECTION_FILE
 
     def model(self, name: str) -> ModelFolder:
         return ModelFolder(self.root / name)
@@ -207,7 +211,7 @@ class SelectionFolder:
         return self._work(models) / "scores" / f"{case}.json"
 
     def _work(self, models: tuple[str, ...]) -> Path:
-        return self.root / "selection" / "+".join(models)
+        return self.root / _SELECTION / "+".join(models)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from autoseg.schema.fingerprint import Spacing
-from autoseg.schema.folders import FIRST_STAGE
+from autoseg.schema.folders import FIRST_STAGE, NO_MODELS
 
 MANIFEST = "autoseg.json"
 CARD = "card.json"
@@ -48,6 +48,11 @@ def is_folder_name(text: str) -> bool:
     """Whether a text from a file can name one visible folder and nothing else."""
     printable = text.isprintable() and not set(text) & set('/\\:*?"<>|')
     return printable and 0 < len(text.encode()) <= 200 and text[0] not in ". " and text[-1] not in ". "
+
+
+def is_model_name(text: str) -> bool:
+    """Whether a model may have this name among those of its dataset, also where capitals make no difference."""
+    return is_folder_name(text) and text.casefold() not in NO_MODELS
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -225,6 +225,52 @@ def test_another_dataset_is_not_written_over(bring, task):
     assert (folder / "dataset.json").read_text() == before
 
 
+def test_files_of_other_cases_are_refused_and_a_case_that_fails_leaves_none(bring, task, tmp_path):
+    bad = task / "imagesTr" / "organ_002.nii.gz"
+    content = bad.read_bytes()
+    bad.write_bytes(content[:50])
+    with pytest.raises(PartialError, match="organ_002"):
+        bring(task)
+    folder = tmp_path / "work" / "raw" / "Dataset007_Organ"
+    assert sorted(path.name[:9] for path in folder.rglob("*.nii.gz")) == ["organ_001"] * 3 + ["organ_003"] * 2
+    assert not (folder / "dataset.json").exists()
+    stranger = save(folder / "imagesTr" / "other_0000.nii.gz", random(4))
+    with pytest.raises(SettingError, match=r"not of these cases:\n.*other_0000\.nii\.gz"):
+        bring(task)
+    np.testing.assert_array_equal(read(folder / "imagesTr" / "other_0000.nii.gz"), stranger)
+    (folder / "imagesTr" / "other_0000.nii.gz").unlink()
+    bad.write_bytes(content)
+    assert len(read_dataset(bring(task)).cases) == 2
+
+
+@pytest.mark.parametrize("link", [False, True])
+def test_files_that_lie_where_they_are_to_be_stay(bring, tmp_path, link):
+    folder = tmp_path / "work" / "raw" / "Dataset003_Here"
+    image = save(folder / "imagesTr" / "a_0000.nii.gz", random(0))
+    label = save(folder / "labelsTr" / "a.nii.gz", labelled(0, 1))
+    save(folder / "imagesTr" / "b_0000.nii.gz", random(1))
+    (folder / "b.jpg").write_bytes(b"nothing")
+    rows = "a,imagesTr/a_0000.nii.gz,labelsTr/a.nii.gz\nb,imagesTr/b_0000.nii.gz,b.jpg\n"
+    (folder / "list.csv").write_text(f"case,image,label\n{rows}")
+    (tmp_path / "names.json").write_text(json.dumps({"labels": {"background": 0, "organ": 1}}))
+    given = {"name": "Dataset003_Here", "channels": ("CT",), "labels": str(tmp_path / "names.json"), "link": link}
+    with pytest.raises(PartialError, match="JPEG"):
+        bring(folder / "list.csv", **given)
+    np.testing.assert_array_equal(read(folder / "imagesTr" / "a_0000.nii.gz"), image)
+    np.testing.assert_array_equal(read(folder / "labelsTr" / "a.nii.gz"), label)
+    assert (folder / "imagesTr" / "b_0000.nii.gz").is_file()
+    assert not (folder / "imagesTr" / "b_0000.nii.gz").is_symlink()
+
+
+def test_what_is_written_anew_follows_its_source(bring, task):
+    """Images that are split, and labels that are converted."""
+    folder = bring(task)
+    changed = save(task / "imagesTr" / "organ_001.nii.gz", random(7, 2))
+    assert bring(task) == folder
+    for number in range(2):
+        np.testing.assert_array_equal(read(folder / "imagesTr" / f"organ_001_{number:04d}.nii.gz"), changed[number])
+
+
 def test_sources_that_are_nothing_are_refused_in_a_sentence(bring, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(DatasetError, match="nothing that can be imported"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,12 +13,15 @@ import SimpleITK as sitk  # noqa: N813
 
 from autoseg.cli.main import main
 from autoseg.errors import DatasetError, PartialError, SettingError
+from autoseg.interop.collection import Collection, Entry
+from autoseg.interop.merging import merge_collections
 from autoseg.io.discover import read_dataset
 from autoseg.io.verify import check_spec
+from autoseg.io.volume import Volume
 from autoseg.pipeline.importing import import_source
 from autoseg.schema.dataset import DatasetSpec
 from autoseg.schema.importing import ImportSettings
-from tests.synthetic import write_manifest, write_volume
+from tests.synthetic import write_manifest, write_pictures, write_volume
 
 SHAPE = (4, 6, 5)
 Write = Callable[..., Path]
@@ -160,6 +164,138 @@ def test_regions_and_ignored_voxels(write: Write, merge: Callable[..., Path]) ->
     assert set(candidates["B_c1"][place(1)]) == {place(1), place(2), place(3)}
 
 
+def test_what_is_alone_here_and_inside_of_a_region_there_is_one_label(write: Write, merge: Callable[..., Path]) -> None:
+    a = {"background": 0, "tumour": 1}
+    b = {"background": 0, "organ": [1, 2], "tumour": 2}
+    first = write("A", a, cases={"c1": some(0, 1)})
+    second = write("B", b, cases={"c1": some(1, 1, 2)}, regions_class_order=[1, 2])
+    folder = merge(first, second)
+    spec = read_dataset(folder)
+    check(spec, folder, {"A": (first, a), "B": (second, b)})
+    # In B a tumour is written over the organ that it is in.
+    assert spec.labels.names == ("organ", "tumour")
+    assert spec.labels.regions_class_order == (3, 1)
+    tumour = set(spec.labels.foreground[1].values)
+    assert len(tumour) == 2
+    # A tumour of A may lie in an organ or not, as nobody looked for organs there.
+    cases = {case.id: case for case in spec.cases}
+    ids = {spec.labels.leaves.index(value) for value in tumour}
+    assert set(spec.labels.candidates(cases["A_c1"].annotated or ())[min(ids)]) == ids
+
+
+def test_a_region_comes_after_those_that_it_lies_in(write: Write, merge: Callable[..., Path]) -> None:
+    a = {"background": 0, "whole": [1, 2, 3], "core": [2, 3]}
+    b = {"background": 0, "whole": [1, 2, 3, 4], "mid": [2, 3, 4], "core": [3, 4]}
+    first = write("A", a, cases={"c1": some(0, 1, 2, 3)}, regions_class_order=[1, 2])
+    second = write("B", b, cases={"c1": some(1, 1, 2, 3, 4)}, regions_class_order=[1, 2, 3])
+    folder = merge(first, second)
+    spec = read_dataset(folder)
+    check(spec, folder, {"A": (first, a), "B": (second, b)})
+    assert spec.labels.names == ("whole", "mid", "core")
+    assert len(set(spec.labels.regions_class_order or ())) == 3
+    contents = [set(label.values) for label in spec.labels.foreground]
+    assert contents[0] > contents[1]
+    assert contents[0] > contents[2]
+
+
+def test_regions_that_sources_write_over_one_another_in_different_orders_are_refused(
+    write: Write, merge: Callable[..., Path]
+) -> None:
+    first = write(
+        "A", {"background": 0, "a": [1, 2], "b": [2, 3]}, cases={"c1": some(0, 1, 2, 3)}, regions_class_order=[1, 3]
+    )
+    second = write(
+        "B", {"background": 0, "b": [2, 3], "a": [1, 2]}, cases={"c1": some(1, 1, 2, 3)}, regions_class_order=[3, 1]
+    )
+    with pytest.raises(DatasetError, match='"a" and "b" are written over one another in different orders'):
+        merge(first, second)
+
+
+def test_no_two_regions_of_different_sources_are_written_alike(write: Write, merge: Callable[..., Path]) -> None:
+    a = {"background": 0, "whole": [1, 2], "tip": 2, "left": 3, "right": 4}
+    b = {"background": 0, "liver": [1, 2], "dead": 2}
+    first = write("A", a, cases={"c1": some(0, 1, 2, 3, 4)}, regions_class_order=[10, 11, 20, 20])
+    second = write("B", b, cases={"c1": some(1, 1, 2)}, regions_class_order=[10, 11])
+    labels = read_dataset(merge(first, second)).labels
+    order = dict(zip(labels.names, labels.regions_class_order or (), strict=True))
+    assert [order[name] for name in ("whole", "tip", "left", "right")] == [10, 11, 20, 20]
+    assert len(set(order.values())) == 5
+    assert not {order["liver"], order["dead"]} & {0, *labels.leaves}
+
+
+def test_an_integer_that_is_free_is_kept(write: Write, merge: Callable[..., Path]) -> None:
+    a, b = {"background": 0, "liver": 1}, {"background": 0, "kidney": 1, "spleen": 2}
+    first = write("A", a, cases={"c1": some(0, 1)})
+    second = write("B", b, cases={"c1": some(1, 1, 2)})
+    folder = merge(first, second)
+    assert labels_in(folder) == {"background": 0, "liver": 1, "kidney": 3, "spleen": 2}
+    check(read_dataset(folder), folder, {"A": (first, a), "B": (second, b)})
+
+
+def test_pictures_and_volumes_are_not_one_dataset(write: Write, merge: Callable[..., Path], tmp_path: Path) -> None:
+    pictures = write_pictures(tmp_path, name="B", cases=2, test_cases=0, colour=False)
+    volumes = write("A", {"background": 0, "disc": 1}, cases={"c1": some(0, 1)}, channels=("grey",))
+    with pytest.raises(DatasetError, match=r"B has pictures \(2D\), A has volumes \(3D\)"):
+        merge(volumes, pictures)
+    more = write_pictures(tmp_path, name="C", cases=2, test_cases=0, colour=False, seed=1)
+    assert len(read_dataset(merge(pictures, more)).cases) == 4
+
+
+@pytest.fixture
+def task(tmp_path: Path) -> Callable[..., Path]:
+    """``task("T2", "ADC")``: a task of the Decathlon with these channels on the fourth axis of its images."""
+
+    def make(*channels: str) -> Path:
+        folder = tmp_path / "decathlon" / "Task07_Organ"
+        (folder / "imagesTr").mkdir(parents=True)
+        parts = [np.full(SHAPE, value_of(name, 0), np.float32) for name in channels]
+        image = sitk.JoinSeries([sitk.GetImageFromArray(part) for part in parts])
+        sitk.WriteImage(image, str(folder / "imagesTr" / "o1.nii.gz"))
+        write_volume(folder / "labelsTr" / "o1.nii.gz", some(5, 1, 2))
+        content = {
+            "modality": {str(number): name for number, name in enumerate(channels)},
+            "labels": {"0": "background", "1": "tumour", "2": "organ"},
+            "numTraining": 1,
+            "training": [{"image": "./imagesTr/o1.nii.gz", "label": "./labelsTr/o1.nii.gz"}],
+        }
+        (folder / "dataset.json").write_text(json.dumps(content))
+        return folder
+
+    return make
+
+
+def test_a_task_of_the_decathlon_may_be_a_source(
+    write: Write, merge: Callable[..., Path], task: Callable[..., Path]
+) -> None:
+    first = write("A", {"background": 0, "organ": 1}, cases={"c1": some(0, 1)}, channels=("T2", "ADC"))
+    folder = merge(first, task("T2", "ADC"))
+    spec = read_dataset(folder)
+    assert [case.id for case in spec.cases] == ["A_c1", "Task07_Organ_o1"]
+    shown = [read(path).max() for path in spec.cases[1].images]
+    assert shown == [value_of("T2", 0), value_of("ADC", 0)]
+    assert labels_in(folder) == {"background": 0, "organ": 1, "tumour": 2}
+    np.testing.assert_array_equal(read(spec.cases[1].label), np.array([0, 2, 1])[some(5, 1, 2)])
+
+
+def test_channels_in_another_order_inside_of_a_file_are_refused(
+    write: Write, merge: Callable[..., Path], task: Callable[..., Path]
+) -> None:
+    first = write("A", {"background": 0, "organ": 1}, cases={"c1": some(0, 1)}, channels=("T2", "ADC"))
+    with pytest.raises(DatasetError, match="Task07_Organ has its channels in another order, inside of its files"):
+        merge(first, task("ADC", "T2"))
+
+
+def test_what_is_read_from_dicom_is_refused() -> None:
+    def never() -> tuple[Volume, Volume | None]:
+        raise AssertionError("read")
+
+    series = Collection(
+        name="Series", channels=("CT",), labels={"background": 0, "liver": 1}, entries=(Entry(id="x", read=never),)
+    )
+    with pytest.raises(DatasetError, match="Series is read from DICOM"):
+        merge_collections([series, replace(series, name="Other")], "Both")
+
+
 def test_channels_are_put_in_the_order_of_the_first(write: Write, merge: Callable[..., Path]) -> None:
     labels = {"background": 0, "liver": 1}
     first = write("A", labels, cases={"c1": some(0, 1)}, channels=("T1", "FLAIR"))
@@ -183,7 +319,7 @@ def test_files_are_linked_where_they_can_be_and_other_formats_are_converted(
     # B's labels get other integers, and C is in another format.
     assert linked["A_c1"] == (True, True)
     assert linked["B_c1"] == (True, False)
-    np.testing.assert_array_equal(read(spec.cases[1].label), np.array([0, 2])[some(1, 1)])
+    np.testing.assert_array_equal(read(spec.cases[1].label), np.array([0, 4])[some(1, 1)])
     np.testing.assert_array_equal(read(spec.cases[2].label), some(2, 3))
     assert read_dataset(first).cases[0].label == str(first / "labelsTr" / "c1.nii.gz")
     np.testing.assert_array_equal(read(second / "labelsTr" / "c1.nii.gz"), some(1, 1))
@@ -257,11 +393,94 @@ def test_what_was_stopped_goes_on_and_other_sources_are_refused(
     assert sorted(folder.rglob("*")) == before
 
 
-def test_integers_that_nobody_named_fail_their_case(write: Write, merge: Callable[..., Path]) -> None:
+def test_a_case_that_fails_can_be_left_out(write: Write, merge: Callable[..., Path]) -> None:
     first = write("A", {"background": 0, "liver": 1}, cases={"c1": some(0, 1)})
-    second = write("B", {"background": 0, "kidney": 1}, cases={"c1": some(1, 1)}, tests={"t1": some(2, 1, 5)})
+    cases, labels = {"c1": some(1, 1), "c2": some(2, 1, 5), "c3": some(3, 1)}, {"background": 0, "kidney": 1}
+    second = write("B", labels, cases=cases)
     with pytest.raises(PartialError, match="holds 5, which dataset"):
         merge(first, second)
+    for path in (second / "imagesTr" / "c2_0000.nii.gz", second / "labelsTr" / "c2.nii.gz"):
+        path.unlink()
+    write_manifest(second, channels=("CT",), labels=labels, cases=2, ending=".nii.gz")
+    folder = merge(first, second)
+    spec = read_dataset(folder)
+    assert [case.id for case in spec.cases] == ["A_c1", "B_c1", "B_c3"]
+    check(spec, folder, {"A": (first, {"liver": 1}), "B": (second, {"kidney": 1})})
+
+
+def test_a_merge_that_was_stopped_is_no_place_for_another_dataset(write: Write, merge: Callable[..., Path]) -> None:
+    first = write("A", {"background": 0, "liver": 1}, cases={"c1": some(0, 1)})
+    second = write("B", {"background": 0, "kidney": 1}, cases={"c1": some(1, 1)})
+    folder = merge(first, second)
+    (folder / "dataset.json").unlink()
+    before = sorted(folder.rglob("*"))
+    with pytest.raises(SettingError, match="holds another dataset"):
+        merge(write("C", {"background": 0, "liver": 1}, cases={"c1": some(2, 1)}))
+    assert sorted(folder.rglob("*")) == before
+
+
+def test_a_label_follows_its_source(write: Write, merge: Callable[..., Path]) -> None:
+    labels = {"background": 0, "kidney": 1}
+    first = write("A", {"background": 0, "liver": 1}, cases={"c1": some(0, 1)})
+    second = write("B", labels, cases={"c1": some(1, 1)})
+    folder = merge(first, second)
+    written = folder / "labelsTr" / "B_c1.nii.gz"
+    np.testing.assert_array_equal(read(written), np.array([0, 2])[some(1, 1)])
+    write_volume(second / "labelsTr" / "c1.nii.gz", some(2, 1))
+    merge(first, second)
+    np.testing.assert_array_equal(read(written), np.array([0, 2])[some(2, 1)])
+    # Stopped, and then another source of that name.
+    (folder / "dataset.json").unlink()
+    other = write("B", labels, cases={"c1": some(3, 1)}, top="elsewhere")
+    merge(first, other)
+    np.testing.assert_array_equal(read(written), np.array([0, 2])[some(3, 1)])
+
+
+def test_cases_are_called_as_their_source_is_called_here(
+    write: Write, merge: Callable[..., Path], tmp_path: Path
+) -> None:
+    first = write("store_17", {"background": 0, "liver": 1}, cases={"c1": some(0, 1)})
+    second = write("B", {"background": 0, "kidney": 1}, cases={"c1": some(1, 1)})
+    (tmp_path / "work" / "raw").mkdir(parents=True)
+    (tmp_path / "work" / "raw" / "Dataset003_Liver").symlink_to(first)
+    assert [case.id for case in read_dataset(merge("3", second)).cases] == ["B_c1", "Liver_c1"]
+    with pytest.raises(SettingError, match="given twice"):
+        merge("3", first)
+
+
+def test_names_of_the_labels_of_a_list_of_paths_lie_in_a_file(
+    write: Write, merge: Callable[..., Path], tmp_path: Path
+) -> None:
+    first = write("A", {"background": 0, "liver": 1}, cases={"c1": some(0, 1)})
+    other = write("B", {"background": 0, "any": 1}, cases={"c1": some(1, 1)})
+    (tmp_path / "list.csv").write_text(f"image,label\n{other}/imagesTr/c1_0000.nii.gz,{other}/labelsTr/c1.nii.gz\n")
+    names = tmp_path / "names.json"
+    names.write_text(json.dumps({"labels": {"background": 0, "kidney": 1}}))
+    folder = merge(first, tmp_path / "list.csv", channels=("CT",), labels=str(names), name="Dataset021_Named")
+    assert labels_in(folder) == {"background": 0, "liver": 1, "kidney": 2}
+    names.write_text(json.dumps({"labels": ["kidney"]}))
+    for sources in ([first, tmp_path / "list.csv"], [tmp_path / "list.csv"]):
+        with pytest.raises(DatasetError, match='"labels" is missing; write it like'):
+            merge(*sources, channels=("CT",), labels=str(names))
+
+
+def test_settings_that_say_nothing_of_a_dataset_are_refused(
+    write: Write, merge: Callable[..., Path], write_peer: Callable[..., Path], tmp_path: Path
+) -> None:
+    first = write("A", {"background": 0, "liver": 1}, cases={"c1": some(0, 1)})
+    second = write("B", {"background": 0, "kidney": 1}, cases={"c1": some(1, 1)})
+    model = write_peer(tmp_path / "nnUNetTrainer__nnUNetPlans__3d_fullres")
+    for sources, given, shown in (
+        ([first, second], {"configuration": "3d_fullres"}, "-c chooses between models"),
+        ([first], {"configuration": "3d_fullres"}, "-c chooses between models"),
+        ([first, second], {"name": ""}, "'' cannot be the name"),
+        ([first], {"name": " - "}, "' - ' cannot be the name"),
+        ([first, model], {}, "models of nnU-Net cannot be merged"),
+        ([model, first], {}, "models of nnU-Net cannot be merged"),
+    ):
+        with pytest.raises(SettingError, match=shown):
+            merge(*sources, **given)
+    assert not (tmp_path / "work").exists()
 
 
 def test_by_number_on_the_command_line(

@@ -162,6 +162,21 @@ def test_a_missing_first_stage_is_one_sentence(tmp_path, capsys):
     assert "Traceback" not in capsys.readouterr().err
 
 
+def test_a_second_stage_whose_name_says_nothing_is_refused(tmp_path):
+    second = write_peer_cascade(tmp_path / "Dataset011_Made")
+    archive = tmp_path / f"{PEER_SECOND}.zip"
+    with zipfile.ZipFile(archive, "w") as target:
+        for path in sorted(second.rglob("*.*")):
+            target.write(path, path.relative_to(second).as_posix())
+    renamed = second.rename(second.with_name("my cascade"))
+    for source in (renamed, archive):
+        with pytest.raises(ModelFolderError, match="its name does not say where the first lies") as caught:
+            import_model(source, tmp_path / "results")
+        assert "TRAINER__PLANS__3d_lowres" in caught.value.hint
+    assert not list((tmp_path / "results").iterdir())
+    assert read_source(renamed, workdir=str(tmp_path / "work")).weights
+
+
 def test_a_fine_tuning_needs_no_first_stage(tmp_path):
     second = write_peer_cascade(tmp_path / "Dataset011_Made")
     shutil.rmtree(second.with_name(PEER_LOW))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 
@@ -14,11 +16,13 @@ from safetensors.torch import load_file
 from torch.nn import functional as F
 
 from autoseg import records
+from autoseg.cli.main import main
 from autoseg.errors import ModelFolderError
 from autoseg.inference.predictor import Predictor
-from autoseg.interop.nnunet_model import as_model_folder, is_nnunet_model
+from autoseg.interop.nnunet_model import as_model_folder, import_model, is_nnunet_model
 from autoseg.interop.nnunet_weights import read_checkpoint
 from autoseg.io.images import read_label
+from autoseg.io.staging import staging
 from autoseg.nets import build_network
 from autoseg.schema.dataset import DatasetSpec
 from autoseg.schema.folders import ModelFolder
@@ -314,6 +318,71 @@ def test_another_network_or_a_damaged_file_is_refused_in_a_sentence(write_peer, 
     plans.write_text(json.dumps({"configurations": {}}))
     with pytest.raises(ModelFolderError, match=r"plans\.json is not a plans file"):
         as_model_folder(plans.parent, tmp_path / "cache")
+
+
+@pytest.mark.parametrize("kind", ["packed data", "encrypted", "method", "checksum"])
+@pytest.mark.parametrize("member", ["plans.json", "fold_0/checkpoint_final.pth"])
+def test_a_damaged_or_encrypted_zip_is_one_sentence(write_peer, tmp_path, capsys, kind, member):
+    folder = write_peer(tmp_path / NAME)
+    archive = tmp_path / "model.zip"
+    with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as target:
+        for path in sorted(folder.rglob("*.*")):
+            target.write(path, f"{NAME}/{path.relative_to(folder).as_posix()}")
+    with zipfile.ZipFile(archive) as opened:
+        info = opened.getinfo(f"{NAME}/{member}")
+    content = bytearray(archive.read_bytes())
+    local = info.header_offset
+    name = info.filename.encode()
+    central = content.index(name, content.index(b"PK\1\2")) - 46
+    if kind == "packed data":
+        # A block of a type that deflate does not have.
+        content[local + 30 + len(name)] = 0xFF
+    elif kind == "encrypted":
+        content[local + 6] |= 1
+        content[central + 8] |= 1
+    elif kind == "method":
+        content[local + 8] = content[central + 10] = 99
+    else:
+        content[local + 14] ^= 0xFF
+        content[central + 16] ^= 0xFF
+    archive.write_bytes(content)
+    assert main(["import", "-i", str(archive), "--workdir", str(tmp_path / "work"), "--quiet"]) == 2
+    shown = capsys.readouterr().err
+    assert f"{archive} is damaged" in shown
+    assert "Traceback" not in shown
+    assert not list((tmp_path / "work").rglob("*.json"))
+
+
+def test_a_single_model_of_another_configuration_is_refused(write_peer, tmp_path):
+    folder = write_peer(tmp_path / "a name of its own")
+    for _ in range(2):
+        with pytest.raises(ModelFolderError, match="holds a model of 3d_fullres, not of 2d"):
+            as_model_folder(folder, tmp_path / "cache", configuration="2d")
+    with pytest.raises(ModelFolderError, match="holds a model of 3d_fullres, not of 2d"):
+        import_model(folder, tmp_path / "results", configuration="2d")
+    assert not list((tmp_path / "results").iterdir())
+    assert import_model(folder, tmp_path / "results", configuration="3d_fullres").is_dir()
+    with pytest.raises(ModelFolderError, match="cannot be called 'selection'"):
+        import_model(folder.rename(tmp_path / "selection"), tmp_path / "results")
+
+
+def test_what_a_killed_translation_left_goes(write_peer, tmp_path):
+    cache = tmp_path / "cache"
+    script = (
+        "import os, pathlib, sys\n"
+        "from autoseg.interop import nnunet_model\n"
+        "nnunet_model.save_file = lambda *_, **__: os._exit(9)\n"
+        "nnunet_model.as_model_folder(*map(pathlib.Path, sys.argv[1:]))"
+    )
+    folder = write_peer(tmp_path / NAME)
+    done = subprocess.run([sys.executable, "-c", script, str(folder), str(cache)], check=False)
+    assert done.returncode == 9
+    (left,) = cache.iterdir()
+    with staging(cache, "translating") as busy:
+        assert not left.exists()
+        root = as_model_folder(folder, cache)
+        assert busy.is_dir()
+    assert list(cache.iterdir()) == [root]
 
 
 SOME = ("hippocampus_164", "hippocampus_166", "hippocampus_033")

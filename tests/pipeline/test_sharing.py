@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import json
 import os
 import shutil
 import stat
 import struct
+import subprocess
+import sys
 import zipfile
 from collections.abc import Callable
 from dataclasses import replace
@@ -71,6 +74,11 @@ def _evaluation(name: str, dice: float) -> EvaluationReport:
         id=name, reference=f"{SECRET}/{name}.nii.gz", prediction=f"{SECRET}/p/{name}.nii.gz", classes=(scores,)
     )
     return EvaluationReport(foreground_dice=dice, surface_tolerance_mm=2.0, mean=(mean,), cases=(case,))
+
+
+def _calibration(temperature: float) -> str:
+    figures = {"nll_before": 1.0, "nll_after": 1.0, "ece_before": 0.1, "ece_after": 0.1, "cases": 1, "voxels": 1}
+    return json.dumps({"version": 1, "temperature": temperature, **figures, "weights": {}})
 
 
 @pytest.fixture
@@ -276,6 +284,95 @@ def test_another_model_of_that_name_is_kept_unless_forced(
     assert [path.name for path in (work / "results").iterdir()] == ["Dataset007_Small"]
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("fold_0/fold.json", "{", "is not valid JSON"),
+        ("fold_1/validation/summary.json", "garbage", "is not valid JSON"),
+        ("postprocessing.json", "{}", "has version None"),
+        ("postprocessing.json", '{"version": 1, "steps": [{"rule": "no"}]}', "does not fit"),
+        ("calibration.json", "[]", "holds no JSON object"),
+        ("calibration.json", _calibration(0.0), "is no temperature"),
+        ("run.json", '{"version": 1, "command": "", "settings": {"configuration": "3d_fullres", "mirror_axes": 3}}',
+         "mirror_axes 3 are not axes"),
+        ("run.json", '{"version": 1, "command": "", "settings": {"configuration": "3d_fullres", "mirror_axes": [3]}}',
+         r"mirror_axes \[3\] are not axes"),
+    ],
+)  # fmt: skip
+def test_records_that_prediction_could_not_read_are_refused(
+    shared: Path, tmp_path: Path, name: str, content: str, words: str
+) -> None:
+    def exchange(members: dict[str, bytes], manifest: Manifest) -> Manifest:
+        members[name] = content.encode()
+        size, digest = len(members[name]), hashlib.sha256(members[name]).hexdigest()
+        others = tuple(entry for entry in manifest.members if entry.name != name)
+        return replace(manifest, members=(*others, Member(name=name, size=size, sha256=digest)))
+
+    with pytest.raises(ModelFolderError, match=words):
+        put(rewritten(shared, tmp_path / "x.zip", exchange), tmp_path / "work")
+    assert everything(tmp_path / "work") == {}
+
+
+@pytest.mark.parametrize("name", ["race", "selection", "selection.json", "Race"])
+def test_a_name_that_autoseg_itself_uses_is_refused(shared: Path, tmp_path: Path, name: str) -> None:
+    with pytest.raises(SettingError, match="cannot be the name of a model"):
+        put(shared, tmp_path / "work", name=name)
+    changed = rewritten(shared, tmp_path / "x.zip", lambda _, manifest: replace(manifest, model=name))
+    with pytest.raises(ModelFolderError, match="cannot be the name"):
+        put(changed, tmp_path / "work")
+    assert everything(tmp_path / "work") == {}
+
+
+def test_a_calibration_that_cannot_be_read_is_not_given_away(model: ModelFolder, tmp_path: Path) -> None:
+    (model.root / "calibration.json").write_text(_calibration(1.5))
+    there = put(export(ExportSettings(model=str(model.root), output=str(tmp_path / "a.zip"))), tmp_path / "work")
+    assert (there.model.root / "calibration.json").read_text() == _calibration(1.5)
+    (model.root / "calibration.json").write_text("{")
+    with pytest.raises(RecordError, match="is not valid JSON"):
+        export(ExportSettings(model=str(model.root), output=str(tmp_path / "b.zip")))
+    assert not (tmp_path / "b.zip").exists()
+
+
+@pytest.mark.parametrize("rename", [1, 2])
+def test_a_model_that_is_being_replaced_is_not_lost(
+    shared: Path, write_model: WriteModel, tmp_path: Path, rename: int
+) -> None:
+    work = tmp_path / "work"
+    own = write_model(work / "results" / "Dataset007_Small" / "unet_3d_fullres", folds=("all",))
+    before = everything(own.root)
+    script = (
+        "import os, pathlib, sys\n"
+        "from autoseg.pipeline.install import install\n"
+        "from autoseg.schema.tools import InstallSettings\n"
+        "real, calls = pathlib.Path.rename, []\n"
+        "def rename(*paths):\n"
+        "    calls.append(paths)\n"
+        f"    return os._exit(9) if len(calls) == {rename} else real(*paths)\n"
+        "pathlib.Path.rename = rename\n"
+        "install(InstallSettings(file=sys.argv[1], workdir=sys.argv[2], force=True))"
+    )
+    done = subprocess.run([sys.executable, "-c", script, str(shared), str(work)], check=False)
+    assert done.returncode == 9
+    assert own.root.exists() == (rename == 1)
+    (left,) = (work / "results").glob(".*")
+    with pytest.raises(SettingError, match="holds another model"):
+        put(shared, work)
+    assert everything(own.root) == before
+    assert not left.exists()
+
+
+def test_a_model_that_took_the_place_meanwhile_stays(shared: Path, write_model: WriteModel, tmp_path: Path) -> None:
+    work = tmp_path / "work"
+    own = write_model(work / "results" / "Dataset007_Small" / "unet_3d_fullres", folds=("all",))
+    # As an installation leaves it that is killed between its two renames.
+    left = work / "results" / ".installing-killed"
+    write_model(left / "new")
+    former = write_model(left / "former" / "Dataset007_Small" / "unet_3d_fullres", folds=("1",))
+    put(shared, work, name="beside")
+    assert own.finished_folds() == ("all",)
+    assert former.finished_folds() == ("1",)
+
+
 def test_a_tampered_byte_is_refused_or_without_effect(shared: Path, tmp_path: Path) -> None:
     content = shared.read_bytes()
     expected = everything(put(shared, tmp_path / "good").model.root)
@@ -356,7 +453,7 @@ def test_a_name_in_the_manifest_cannot_lead_elsewhere(shared: Path, tmp_path: Pa
     bad = rewritten(shared, tmp_path / "x.zip", lambda _, manifest: replace(manifest, **{field: name}))
     with pytest.raises(ModelFolderError, match="cannot be the name of a folder"):
         put(bad, tmp_path / "work")
-    with pytest.raises(SettingError, match="cannot be the name of a folder"):
+    with pytest.raises(SettingError, match="cannot be the name of a model"):
         put(shared, tmp_path / "work", name="../escaped")
     assert everything(tmp_path / "work") == {}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 import logging
 import shutil
@@ -146,9 +147,11 @@ def pair(write_model, tmp_path: Path) -> tuple[Workspace, list[ModelFolder]]:
 
 
 def calibrated(model: ModelFolder, temperature: float) -> None:
-    found = Calibration(
-        temperature=temperature, nll_before=1, nll_after=1, ece_before=0, ece_after=0, cases=1, voxels=1, weights={}
-    )
+    weights = {
+        name: hashlib.sha256(model.fold(name).weights.read_bytes()).hexdigest() for name in model.finished_folds()
+    }
+    figures = {"nll_before": 1.0, "nll_after": 1.0, "ece_before": 0.0, "ece_after": 0.0, "cases": 1, "voxels": 1}
+    found = Calibration(temperature=temperature, weights=weights, **figures)
     records.save(model.root / "calibration.json", found)
 
 
@@ -181,6 +184,22 @@ def test_a_selected_pair_has_the_doubt_of_both_at_their_own_temperatures(
         expected = -(mean * np.log(mean)).sum(axis=0)
         found = sitk.GetArrayFromImage(sitk.ReadImage(str(out / "uncertainty" / f"{name}.nii.gz")))
         np.testing.assert_allclose(found, expected, atol=4e-3)
+
+
+def test_a_member_that_was_trained_again_counts_as_not_calibrated(
+    pair: tuple[Workspace, list[ModelFolder]], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    workspace, models = pair
+    for model, temperature in zip(models, (1.5, 2.5), strict=True):
+        calibrated(model, temperature)
+    weights = models[0].fold("1").weights
+    changed = {name: tensor * 1.01 for name, tensor in load_file(weights).items()}
+    save_file(changed, weights, {"configuration": "3d_fullres"})
+    write_images(tmp_path / "in", "a")
+    predict(settings(tmp_path, model=None, workdir=str(workspace.root)))
+    report = records.load(UncertaintyReport, tmp_path / "out" / "uncertainty.json")
+    assert report.temperatures == {"one": 1.0, "two": 2.5}
+    assert "one/calibration.json is of other weights of fold 1: calibrate again" in caplog.text
 
 
 def test_continue_knows_the_temperatures_of_both(pair: tuple[Workspace, list[ModelFolder]], tmp_path: Path) -> None:
@@ -272,7 +291,7 @@ def test_what_cannot_be_calibrated_is_one_sentence(write_model, tmp_path: Path) 
     write_model(tmp_path / "model")
     with pytest.raises(ModelFolderError, match="which cases were held out"):
         calibrate(CalibrateSettings(model=str(tmp_path / "model")))
-    with pytest.raises(SettingError, match="no trained fold 4"):
+    with pytest.raises(ModelFolderError, match="no trained fold 4"):
         calibrate(CalibrateSettings(model=str(tmp_path / "model"), fold=("4",)))
     other = write_model(tmp_path / "other", folds=("4",))
     records.save(other.splits, Splits(seed=0, folds=(Fold(train=("a",), val=("b",)),) * 3))
