@@ -39,6 +39,7 @@ class Cell:
     minutes: float
     optimizer: str
     seed: int
+    device: str
 
     @property
     def name(self) -> str:
@@ -84,7 +85,15 @@ def main() -> None:
     known = {grid_page.name_of(row) for row in grid_page.read(bench.lines)}
     chosen = itertools.product(asked.minutes, asked.optimizer, asked.width, asked.dataset, asked.batch, asked.seed)
     cells = [
-        Cell(dataset=dataset, width=width, batch=batch, minutes=minutes, optimizer=optimizer, seed=seed)
+        Cell(
+            dataset=dataset,
+            width=width,
+            batch=batch,
+            minutes=minutes,
+            optimizer=optimizer,
+            seed=seed,
+            device=asked.device,
+        )
         for minutes, optimizer, width, dataset, batch, seed in chosen
     ]
     todo = [cell for cell in cells if cell.name not in known]
@@ -107,7 +116,7 @@ def _scale(bench: Bench, dataset: str) -> float:
     """Seconds of the whole machine that stand for a second of processor time of one job."""
     kept = bench.work / f"scale_{dataset}_{bench.jobs}.json"
     if not kept.exists():
-        cell = Cell(dataset=dataset, width=16, batch=0, minutes=1.0, optimizer="muon", seed=0)
+        cell = Cell(dataset=dataset, width=16, batch=0, minutes=1.0, optimizer="muon", seed=0, device=bench.device)
         whole = _program(bench, cell, pace=True, threads=cores(), scale=0)
         part = _program(bench, cell, pace=True, threads=bench.threads, scale=0)
         kept.write_text(json.dumps(whole["seconds"] / part["processor"]))
@@ -119,7 +128,7 @@ def _train(bench: Bench, cell: Cell) -> None:
     found = _program(bench, cell, threads=bench.threads if bench.jobs > 1 else 0, scale=scale)
     shutil.rmtree(bench.work / "cells" / cell.name, ignore_errors=True)
     with _LOCK:
-        row = {**asdict(cell), **found, "device": bench.device, "jobs": bench.jobs, "machine": bench.machine}
+        row = {**asdict(cell), **found, "jobs": bench.jobs, "machine": bench.machine}
         with bench.lines.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
         sys.stdout.write(f"{cell.name}: Dice {found['dice']:.4f} after {found['steps']} steps\n")
@@ -132,7 +141,6 @@ def _program(bench: Bench, cell: Cell, *, threads: int, scale: float, pace: bool
         **asdict(cell),
         "workdir": str(bench.work),
         "folder": str(folder),
-        "device": bench.device,
         "threads": threads,
         "scale": scale,
         "pace": pace,

@@ -18,7 +18,7 @@ def read(path: Path) -> list[dict]:
 
 def name_of(row: dict) -> str:
     size = f"w{row['width']}_b{row['batch']}"
-    return f"{row['dataset']}_{size}_{row['optimizer']}_{row['minutes']:g}m_s{row['seed']}"
+    return f"{row['dataset']}_{size}_{row['optimizer']}_{row['minutes']:g}m_s{row['seed']}_{row['device']}"
 
 
 def write(rows: Sequence[dict], *, folder: Path) -> None:
@@ -38,7 +38,7 @@ def table(rows: Sequence[dict]) -> str:
     ]
     for key in sorted({_line_of(row) for row in rows}):
         same = [row for row in rows if _line_of(row) == key]
-        dataset, minutes, optimizer, batch = key
+        _, dataset, minutes, optimizer, batch = key
         found = {width: [row for row in same if row["width"] == width] for width in widths}
         scores = {width: mean(row["dice"] for row in some) for width, some in found.items() if some}
         best = max(scores.values())
@@ -51,8 +51,9 @@ def table(rows: Sequence[dict]) -> str:
     return "\n".join(lines)
 
 
-def _line_of(row: dict) -> tuple[str, float, str, int]:
-    return row["dataset"], row["minutes"], row["optimizer"], row["batch"]
+def _line_of(row: dict) -> tuple[str, str, float, str, int]:
+    # Figures of different machines are no average.
+    return row["machine"], row["dataset"], row["minutes"], row["optimizer"], row["batch"]
 
 
 def _cell(score: float | None, best: float) -> str:

@@ -49,7 +49,6 @@ def plan_for(folder: PreparedFolder, architecture: str | None, *, device: str) -
         cost=cost,
         traits_of=traits_of,
     )
-    made = replace(made, time_budget=main.time_budget)
     _save(folder, made, architecture, main=main, fingerprint_hash=measured.content_hash)
     _LOG.info("%s is planned like %s: %s", architecture, _label(main), path)
     return made

@@ -17,6 +17,8 @@ from autoseg.inference.predictor import Predictor
 from autoseg.io.label_maps import LabelMaps
 from autoseg.io.store import CaseStore
 from autoseg.log import get_logger, progress
+from autoseg.pipeline.budget import is_complete
+from autoseg.pipeline.pace import as_begun
 from autoseg.pipeline.set_up import Training, fold_runs, fold_task, set_up
 from autoseg.pipeline.splits import ALL
 from autoseg.pipeline.train import begun_otherwise, refuse_other_plan, train
@@ -57,7 +59,7 @@ def train_first_stage(training: Training) -> Training:
     )
     budget = training.settings.time_budget
     share = None if budget is None else budget * len(needed) / (len(needed) + len(training.folds))
-    lower = set_up(replace(settings, time_budget=share))
+    lower = as_begun(set_up(replace(settings, time_budget=share)))
     _refuse_strangers(training, lower)
     todo = _unfinished(lower, needed)
     seconds = 0.0
@@ -81,7 +83,8 @@ def train_first_stage(training: Training) -> Training:
     folds = {name: _previous_stage(training, cases, digests) for name, cases in teachers.items()}
     own = fold_runs(training)
     # The command that trained the first stage is over once the second one is finished: another has its whole time.
-    over = len(own) == len(training.folds) and all(run.status != "training" or run.round for run in own.values())
+    validate = training.settings.validate
+    over = len(own) == len(training.folds) and all(is_complete(run, validate) or run.round for run in own.values())
     spent = not over and share is not None and any(run.budget == share for run in fold_runs(lower, needed).values())
     left = budget - share if budget is not None and share is not None and spent else budget
     earlier = EarlierStage(model=lower.model, folds=folds, seconds=seconds)

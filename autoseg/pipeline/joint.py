@@ -78,7 +78,8 @@ def train_jointly(settings: TrainSettings) -> tuple[ModelFolder, ...]:
     joint.root.stop_file.unlink(missing_ok=True)
     budget = None
     if settings.time_budget is not None:
-        budget = open_budget(settings.time_budget, joint.folds, _runs(joint), started=started)
+        runs = _runs(joint)
+        budget = open_budget(settings.time_budget, joint.folds, runs, started=started, validate=settings.validate)
     problems: list[str] = []
     with stop_requests(joint.root.stop_file) as stop:
         for name in joint.folds:
@@ -110,6 +111,8 @@ def set_up_jointly(settings: TrainSettings) -> JointTraining:
     if len(set(names)) < len(names):
         raise SettingError(f"a dataset is named twice: {' '.join(settings.dataset)}", hint="name each dataset once")
     single = [set_up(replace(settings, dataset=(name,), arch=UNIVERSAL)) for name in names]
+    # What one of the datasets was planned for is no time for all of them.
+    single = [replace(one, settings=replace(one.settings, time_budget=settings.time_budget)) for one in single]
     if len({domain.configuration.ndim for domain in single}) > 1:
         kinds = ", ".join(f"{domain.spec.name}: {domain.configuration.name}" for domain in single)
         raise SettingError(
@@ -172,6 +175,8 @@ def _train_and_validate(
 ) -> list[str]:
     task = joint.fold(name)
     if budget is not None and name in budget.finished:
+        return []
+    if budget is not None and name in budget.trained:
         run = _runs(joint)[name]
     else:
         task = replace(task, share=budget.share(name) if budget is not None else None)
@@ -189,7 +194,9 @@ def _train_and_validate(
         except DatasetError as error:
             problems.append(f"{domain.spec.name}: {error.message}")
         seconds += time.monotonic() - clock
-    records.save(joint.root.fold(name).run, replace(run, status="validated", validation_seconds=seconds))
+    used = budget.used if budget is not None else 0.0
+    status = "validated" if joint.settings.validate and name.isdigit() else "trained"
+    records.save(joint.root.fold(name).run, replace(run, status=status, validation_seconds=seconds, used=used))
     return problems
 
 

@@ -175,13 +175,7 @@ def plan(settings: PrepareSettings) -> Plan:
         made = kept
     else:
         made = make_plan(
-            spec,
-            measured,
-            settings=settings,
-            device=device,
-            memory_bytes=memory,
-            cost=cost,
-            traits_of=traits_of,
+            spec, measured, settings=settings, device=device, memory_bytes=memory, cost=cost, traits_of=traits_of
         )
         if settings.time_budget is not None:
             from autoseg.pipeline.pace import plan_to_time
@@ -279,7 +273,9 @@ def plan_identity(made: Plan) -> str:
 
 def _same(known: PlanOrigin, wanted: PlanOrigin) -> bool:
     def plain(origin: PlanOrigin) -> str:
-        return records.to_json(replace(origin, plan_hash="", adopted=""))
+        # Plans of earlier versions knew of no time.
+        settings = {"time_budget": None, **origin.settings}
+        return records.to_json(replace(origin, plan_hash="", adopted="", settings=dict(sorted(settings.items()))))
 
     return plain(known) == plain(wanted)
 

@@ -37,6 +37,9 @@ from autoseg.training.transfer import Start
 
 _LOG = get_logger(__name__)
 
+# What autoseg_train trains without further flags, and a plan for a time is made for.
+PLANNED_FOLDS = 5
+
 
 @dataclass(frozen=True, kw_only=True)
 class Training:
@@ -57,7 +60,7 @@ class Training:
 
     @property
     def folds(self) -> tuple[str, ...]:
-        return self.settings.fold or tuple(str(index) for index in range(len(self.splits.folds)))
+        return tuple(dict.fromkeys(self.settings.fold)) or tuple(str(one) for one in range(len(self.splits.folds)))
 
 
 def set_up(
@@ -74,9 +77,6 @@ def set_up(
     plan = plan or plan_for(folder, settings.arch, device=settings.device)
     spec = records.load(DatasetSpec, folder.dataset)
     refuse_other_dataset(plan, spec)
-    if settings.time_budget is None and plan.time_budget is not None:
-        settings = replace(settings, time_budget=plan.time_budget)
-        _LOG.info("training takes %s, for which the plan was made", duration(plan.time_budget))
     configuration = _configuration(plan, settings)
     if first_stage is None:
         _refuse_second_stage(plan, configuration)
@@ -88,6 +88,7 @@ def set_up(
         store = store_of(folder, plan, configuration)
     model = model or workspace.model(name, configuration.name, configuration.architecture.label)
     splits = choose_splits(settings, folder, model)
+    settings = _planned_time(plan, settings, folds=len(set(settings.fold)) or len(splits.folds))
     axes, reason = mirror_axes(plan, configuration) if settings.mirror else ((), "mirroring is switched off")
     if reason:
         _LOG.info("mirroring: %s", reason)
@@ -107,6 +108,15 @@ def set_up(
     objective = choose_objective(settings, plan, spec, folder.fingerprint, training.model)
     training = replace(training, start=start, objective=objective)
     return training if configuration.previous_stage is None or first_stage is None else first_stage(training)
+
+
+def _planned_time(plan: Plan, settings: TrainSettings, *, folds: int) -> TrainSettings:
+    """The settings with the time that the plan was made for, where the user says nothing else."""
+    if settings.time_budget is not None or plan.time_budget is None or settings.epochs != TrainSettings().epochs:
+        return settings
+    seconds = plan.time_budget * folds / PLANNED_FOLDS
+    _LOG.info("training takes %s, for which the plan was made", duration(seconds))
+    return replace(settings, time_budget=seconds)
 
 
 def _refuse_second_stage(plan: Plan, configuration: Configuration) -> None:

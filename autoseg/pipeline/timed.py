@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import platform
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from autoseg import records
+from autoseg.errors import ResourceError
 from autoseg.log import get_logger
 from autoseg.nets import traits_of
 from autoseg.nets.device import choose_device, choose_precision, gpu_name
@@ -30,25 +32,31 @@ PROBE_SECONDS = 60.0
 STEPS_TIMED = 5
 # Times steps of a configuration of a plan, for about so many seconds.
 StepSeconds = Callable[[Plan, Configuration, float], float]
+# Seconds of a fold that are not training, from a configuration and its seconds per step.
+Beside = Callable[[Configuration, float], float]
 
 
 def fit_to_time(
     plan: Plan,
     configuration: Configuration,
     *,
-    seconds: float,
     total: float,
+    folds: int,
     device: str,
+    optimizer: str,
     paces: Path,
     step_seconds: StepSeconds,
+    beside: Beside = lambda configuration, pace: 0.0,
     as_planned: bool = False,
 ) -> tuple[Plan, Paced]:
-    """The plan with the network for ``seconds`` of training per fold, and its configuration and pace; both say why.
+    """The plan with the network for ``total`` seconds of ``folds`` folds, and its configuration and pace; both say why.
 
     Args:
-        total: of the whole command; a twentieth of it, but no more than a minute, may go into timing.
+        total: a twentieth of it, but no more than a minute, may go into timing.
         device: the user's choice of device.
+        optimizer: what the timed steps are taken with.
         paces: where measured paces are kept for the next command.
+        beside: seconds of a fold that are not training.
         as_planned: time the planned network alone, and keep it.
 
     Raises:
@@ -70,9 +78,10 @@ def fit_to_time(
     ]
     candidates = [one for one in candidates if one.cost.memory_bytes <= plan.memory_bytes] or candidates[:1]
     limit = min(PROBE_SECONDS, PROBE_SHARE * total) / len(candidates)
-    measured = _measured(plan, candidates, limit=limit, device=device, paces=paces, step_seconds=step_seconds)
-    options = [Paced(configuration=one, seconds=interpolate(measured, one.cost.flops)) for one in candidates]
-    chosen, why = choose_width(options, seconds)
+    keys = [_key(plan, one, device, optimizer) for one in candidates]
+    found = _paced(plan, candidates, keys, limit=limit, paces=paces, step_seconds=step_seconds)
+    options = [replace(one, beside=beside(one.configuration, one.seconds)) for one in found]
+    chosen, why = choose_width(options, total / folds, folds=folds)
     _LOG.info("time: %s", why)
     if as_planned:
         return plan, chosen
@@ -82,35 +91,45 @@ def fit_to_time(
     return replace(plan, configurations=planned), replace(chosen, configuration=fitted)
 
 
-def _measured(
+def _paced(
     plan: Plan,
     candidates: Sequence[Configuration],
+    keys: Sequence[str],
     *,
     limit: float,
-    device: str,
     paces: Path,
     step_seconds: StepSeconds,
-) -> dict[int, float]:
-    """Seconds per step by operations per step, of as many candidates as there is time for.
+) -> list[Paced]:
+    """The candidates with their pace: timed where there is time for it, else known or interpolated.
 
     The one in the middle is timed every time, because a machine is busier at one time than at another; what is known
-    of the others is scaled by how much it changed.
+    of the others is scaled by how much it changed. What does not fit into the memory of today is left out.
     """
     known = _load(paces)
-    first = candidates[len(candidates) // 2]
-    key = _key(plan, first, device)
-    measured = {first.cost.flops: step_seconds(plan, first, limit)}
-    change = measured[first.cost.flops] / known.get(key, measured[first.cost.flops])
-    known.setdefault(key, measured[first.cost.flops])
-    for one in candidates:
-        key = _key(plan, one, device)
+    middle = len(candidates) // 2
+    pace = step_seconds(plan, candidates[middle], limit)
+    change = pace / known.setdefault(keys[middle], pace)
+    measured = {candidates[middle].cost.flops: pace}
+    too_large = set()
+    for one, key in zip(candidates, keys, strict=True):
+        flops = one.cost.flops
         if key in known:
-            measured.setdefault(one.cost.flops, change * known[key])
-        elif STEPS_TIMED * interpolate(measured, one.cost.flops) < 2 * limit:
-            measured[one.cost.flops] = step_seconds(plan, one, limit)
-            known[key] = measured[one.cost.flops] / change
+            measured.setdefault(flops, change * known[key])
+        elif STEPS_TIMED * interpolate(measured, flops) < 2 * limit:
+            try:
+                measured[flops] = step_seconds(plan, one, limit)
+            except ResourceError as error:
+                # Others may hold memory today that the plan counted on.
+                _LOG.info("width %d is left out: %s", one.topology.features[0], error.message)
+                too_large.add(key)
+            else:
+                known[key] = measured[flops] / change
     write_text(paces, json.dumps(known, indent=1) + "\n")
-    return measured
+    return [
+        Paced(configuration=one, seconds=interpolate(measured, one.cost.flops))
+        for one, key in zip(candidates, keys, strict=True)
+        if key not in too_large
+    ]
 
 
 def _load(paces: Path) -> dict[str, float]:
@@ -118,10 +137,12 @@ def _load(paces: Path) -> dict[str, float]:
         found = json.loads(paces.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    return {key: value for key, value in found.items() if isinstance(value, float)} if isinstance(found, dict) else {}
+    if not isinstance(found, dict):
+        return {}
+    return {key: pace for key, pace in found.items() if isinstance(pace, float) and 0 < pace < math.inf}
 
 
-def _key(plan: Plan, configuration: Configuration, device: str) -> str:
+def _key(plan: Plan, configuration: Configuration, device: str, optimizer: str) -> str:
     """What a pace depends on: the machine and its libraries, and everything that a step computes."""
     chosen = choose_device(device)
     machine = (
@@ -140,13 +161,14 @@ def _key(plan: Plan, configuration: Configuration, device: str) -> str:
         configuration.batch_size,
         plan.input_channels(configuration),
         plan.labels.num_heads,
+        optimizer,
     )
     return hashlib.sha256(repr((machine, step)).encode()).hexdigest()[:16]
 
 
-def nearly_planned_for(plan: Plan, seconds: float, *, folds: int) -> bool:
-    """Whether the plan was made for about this time per fold."""
-    if plan.time_budget is None:
+def nearly_planned_for(plan: Plan, name: str, seconds: float, *, folds: int) -> bool:
+    """Whether a configuration of the plan was chosen for about this time per fold."""
+    if plan.time_budget is None or name not in plan.timed:
         return False
     ratio = seconds / (plan.time_budget / folds)
     return 1 / NEARLY <= ratio <= NEARLY

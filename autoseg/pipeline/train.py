@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -34,6 +34,9 @@ from autoseg.training.step import Kitchen
 from autoseg.training.stop import stop_requests
 
 _LOG = get_logger(__name__)
+
+# Writing weights, the last curve and the report.
+_SECONDS_AT_THE_END = 2.0
 
 
 def train(
@@ -147,9 +150,10 @@ def refuse_other_plan(training: Training) -> None:
         return
     name = training.configuration.name
     if _identity(records.load(Plan, model.plan), name) != _identity(training.plan, name):
+        goes_on = _goes_on_in_time(training, model.finished_folds())
         raise SettingError(
             f"{model.root} holds folds ({', '.join(model.finished_folds())}) that were trained with another plan",
-            hint="rename or remove that folder to train with today's plan",
+            hint=f"{goes_on}rename or remove that folder to train with today's plan",
         )
     refuse_other_splits(model, training.splits)
 
@@ -169,8 +173,15 @@ def refuse_other_settings(training: Training) -> None:
         raise RecordError(
             f"{training.model.root}: fold {', '.join(others)} was begun with another plan, split, seed, batch size, "
             "learning rate or loss, or after another first stage",
-            hint="repeat the settings of that training to go on, or remove the fold's folder to start anew",
+            hint=_goes_on_in_time(training, others)
+            + "repeat the settings of that training to go on, or remove the fold's folder to start anew",
         )
+
+
+def _goes_on_in_time(training: Training, folds: Sequence[str]) -> str:
+    """The beginning of a hint where folds were trained to a time, with its network and recipe, and none is given."""
+    in_a_time = any(run.budget is not None for run in fold_runs(training, folds).values())
+    return "give --time-budget again to go on, or " if in_a_time and not training.settings.time_budget else ""
 
 
 def begun_otherwise(training: Training) -> tuple[str, ...]:
@@ -187,7 +198,7 @@ def _identity(plan: Plan, name: str) -> str:
     configuration = plan.configuration(name)
     cost = replace(configuration.cost, parameters=0, memory_bytes=0, flops=0)
     bare = replace(configuration, why=(), cost=cost, batch_size=0, median_shape=())
-    kept = replace(plan, configurations=(bare,), why=(), device="", memory_bytes=0, time_budget=None)
+    kept = replace(plan, configurations=(bare,), why=(), device="", memory_bytes=0, time_budget=None, timed=())
     return records.to_json(kept)
 
 
@@ -196,7 +207,7 @@ def _train_and_validate(
 ) -> None:
     task = replace(fold_task(training, name), share=budget.share(name) if budget is not None else None)
     before = fold_runs(training).get(name)
-    if before is not None and budget is not None and name in budget.finished:
+    if before is not None and budget is not None and name in budget.trained:
         run = before
     else:
         run = train_fold(
@@ -219,7 +230,7 @@ def _train_and_validate(
         records.save(task.folder.run, replace(run, status="validated", validation_seconds=before.validation_seconds))
         return
     began = clock()
-    validate_fold(
+    predicted = validate_fold(
         training.model,
         name,
         task.cases.val,
@@ -228,8 +239,10 @@ def _train_and_validate(
         stop=stop,
         previous=task.previous.files if task.previous is not None else None,
     )
-    seconds = clock() - began
-    records.save(task.folder.run, replace(run, status="validated", validation_seconds=seconds))
+    # Of a validation that went on, only what it would have taken as a whole says something about other folds.
+    seconds = (clock() - began) * len(task.cases.val) / max(predicted, 1)
+    used = budget.used if budget is not None else 0.0
+    records.save(task.folder.run, replace(run, status="validated", validation_seconds=seconds, used=used))
 
 
 def _draw_progress(training: Training, task: FoldTask) -> Callable[[TrainState], None]:
@@ -247,11 +260,16 @@ def _target(training: Training, name: str, budget: TimeBudget) -> Callable[[Trai
     deadline = budget.deadline(name)
 
     def target(state: TrainState, kitchen: Kitchen) -> float:
-        validation = 0.0
+        validation = _SECONDS_AT_THE_END
         if training.settings.validate and name != ALL:
             ids = training.splits.folds[int(name)].val
             estimate = estimate_validation(training.store, ids, state.network, kitchen, clock=budget.clock)
-            validation = validation_seconds([*fold_runs(training).values()], cases, name, estimate=estimate)
+            validation += validation_seconds([*fold_runs(training).values()], cases, name, estimate=estimate)
+        if state.step == 0 and deadline - budget.clock() <= validation:
+            raise SettingError(
+                f"fold {name}: validation alone takes {duration(validation)}, which leaves no time to train",
+                hint="give a longer --time-budget, fewer folds (-f 0), or --no-validate",
+            )
         return budget.training_seconds(deadline, trained=state.elapsed, validation=validation)
 
     return target

@@ -37,10 +37,15 @@ def estimate_validation(
     clock: Callable[[], float] = time.perf_counter,
 ) -> float:
     """Seconds that ``validate_fold`` will take: one window is timed, and windows are counted."""
-    patch = kitchen.patch_size
     seconds = window_seconds(
         network, kitchen, channels=store.open(ids[0]).image.shape[0] + len(kitchen.previous), clock=clock
     )
+    mirrored = 2 ** len(kitchen.patch_size) if kitchen.device.type == "cuda" else 1
+    return validation_time(store, ids, kitchen.patch_size, window=seconds * mirrored)
+
+
+def validation_time(store: CaseStore, ids: Sequence[str], patch: Sequence[int], *, window: float) -> float:
+    """Seconds to validate on the stored cases ``ids`` where one window takes ``window``."""
     full_patch = (1, *patch) if len(patch) == 2 else patch
     windows = 0
     for case in ids:
@@ -50,8 +55,7 @@ def estimate_validation(
             for length, size in zip(shape, full_patch, strict=True)
         )
         windows += math.prod(places)
-    mirrored = 2 ** len(patch) if kitchen.device.type == "cuda" else 1
-    return windows * seconds * mirrored + len(ids) * _SECONDS_PER_CASE + _SECONDS_TO_LOAD
+    return windows * window + len(ids) * _SECONDS_PER_CASE + _SECONDS_TO_LOAD
 
 
 def validate_fold(
@@ -64,8 +68,10 @@ def validate_fold(
     memory: int | None = None,
     stop: Callable[[], bool] = lambda: False,
     previous: Mapping[str, Path] | None = None,
-) -> None:
-    """Predict and score the cases of a fold; segmentations that are newer than the weights are kept.
+) -> int:
+    """Predict and score the cases of a fold, and return how many were predicted.
+
+    Segmentations that are newer than the weights are kept.
 
     Args:
         memory: bytes that prediction may use, as for ``Predictor.load``.
@@ -101,6 +107,7 @@ def validate_fold(
             f"{len(report.faults)} validation cases could not be scored: {'; '.join(report.faults)}",
             hint="look at these files; the scores of the others are written",
         )
+    return len(todo)
 
 
 def held_out_pair(case: CaseFiles, folder: Path) -> Pair:

@@ -29,17 +29,19 @@ NEARLY = 1.25
 
 @dataclass(frozen=True, kw_only=True)
 class Paced:
-    """A configuration and the seconds that one of its training steps takes."""
+    """A configuration, the seconds that one of its training steps takes, and those of a fold that are not training."""
 
     configuration: Configuration
     seconds: float
+    beside: float = 0.0
 
     @property
     def width(self) -> int:
         return self.configuration.topology.features[0]
 
     def steps(self, seconds: float) -> float:
-        return seconds / self.seconds
+        """How many steps there are in ``seconds`` of a fold."""
+        return max(0.0, seconds - self.beside) / self.seconds
 
 
 def possible_widths(configuration: Configuration, traits: Traits) -> tuple[int, ...]:
@@ -86,20 +88,24 @@ def interpolate(measured: Mapping[int, float], flops: int) -> float:
     return measured[a] * (flops / a) ** power
 
 
-def choose_width(options: Sequence[Paced], seconds: float) -> tuple[Paced, str]:
-    """The network for ``seconds`` of training, and the reason.
+def choose_width(options: Sequence[Paced], seconds: float, *, folds: int = 1) -> tuple[Paced, str]:
+    """The network for ``seconds`` of a fold, and the reason.
 
     Args:
         options: by width, in ascending order.
+        folds: how many folds there are to train.
 
     Raises:
         SettingError: not even the fastest takes enough steps.
     """
     narrow = options[0]
     if narrow.steps(seconds) < LEAST_STEPS:
+        least = math.ceil(folds * (LEAST_STEPS * narrow.seconds + narrow.beside))
+        many = f" for each of {folds} folds" if folds > 1 else ""
+        fewer = ", or train fewer folds, such as -f 0" if folds > 1 else ""
         raise SettingError(
-            f"{duration(seconds)} of training are {int(narrow.steps(seconds))} steps, too few for anything useful",
-            hint=f"give at least {duration(math.ceil(LEAST_STEPS * narrow.seconds))} for each fold",
+            f"{duration(seconds)}{many} are {int(narrow.steps(seconds))} training steps, too few for anything useful",
+            hint=f"give at least --time-budget {least}s{fewer}",
         )
     fitting = [option for option in options if option.steps(seconds) >= STEPS_PER_WIDTH * option.width]
     chosen = fitting[-1] if fitting else narrow

@@ -116,7 +116,8 @@ class Configuration:
 class Plan:
     """``transpose[i]`` is the original (z, y, x) axis that becomes axis i.
 
-    ``time_budget`` are the seconds for five folds that the network was chosen for, None for the full recipe.
+    ``time_budget`` are the seconds for five folds that the networks of the configurations in ``timed`` were chosen
+    for, None for the full recipe.
     """
 
     VERSION: ClassVar[int] = 1
@@ -130,7 +131,8 @@ class Plan:
     labels: Labels
     configurations: tuple[Configuration, ...]
     why: tuple[str, ...] = ()
-    time_budget: float | None = None
+    time_budget: float | None = field(default=None, metadata={"omit_default": True})
+    timed: tuple[str, ...] = field(default=(), metadata={"omit_default": True})
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -94,13 +94,16 @@ class Share:
     """A fold's part in the time budget of a command: ``budget`` seconds for the folds in ``together``.
 
     ``before`` are the seconds that the fold had trained when the command began; ``round`` counts the commands that
-    went on with folds that were finished.
+    went on with folds that were finished. ``used`` seconds of the budget were over when the fold began or went on, and
+    had then trained for ``resumed_at``.
     """
 
     budget: float
     round: int
     before: float
     together: tuple[str, ...]
+    used: float
+    resumed_at: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,7 +111,8 @@ class FoldRun:
     """Where one fold stands. ``status`` is "training", "trained" (weights are final) or "validated".
 
     One of the two targets is set: epochs, or seconds of training. ``seconds`` is what training took so far. With a
-    time budget, ``budget``, ``round``, ``before`` and ``together`` are those of its ``Share``.
+    time budget, ``budget``, ``round``, ``before`` and ``together`` are those of its ``Share``, and ``used`` is how much
+    of the budget was over when the record was written.
     """
 
     VERSION: ClassVar[int] = 1
@@ -127,6 +131,7 @@ class FoldRun:
     round: int = 0
     before: float = 0.0
     together: tuple[str, ...] = ()
+    used: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -58,6 +58,7 @@ def fit(
         DivergenceError: the mean loss of an epoch is not finite.
     """
     mark = clock()
+    state.target = schedule.seconds
     while not schedule.finished(state.step, state.elapsed):
         if agree(float(stop()), world, device):
             return False
@@ -79,6 +80,7 @@ def fit(
                 hook(state)
             if aim is not None:
                 schedule = replace(schedule, seconds=agree(aim(state) if world.is_first else 0.0, world, device))
+                state.target = schedule.seconds
                 # What the hooks and the question took is off the aim already, and must not count as training too.
                 mark = clock()
     return True

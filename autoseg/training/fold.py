@@ -31,7 +31,7 @@ from autoseg.training.compiled import try_compile
 from autoseg.training.data import PatchSource, batches
 from autoseg.training.distributed import World, agree, joined_world, local_share, read_world, world_device, wrap
 from autoseg.training.fit import Hook, OnlineScores, TakeStep, fit
-from autoseg.training.keeping import epoch_hooks, go_on, leave, run_record, stopped
+from autoseg.training.keeping import epoch_hooks, go_on, leave, run_record, stopped, weights_are_final
 from autoseg.training.loggers import logging_to
 from autoseg.training.objective import Objective
 from autoseg.training.online import make_validation
@@ -139,12 +139,14 @@ def _train_fold(
     # Only the first process validates and knows the clock; all must train for the same time.
     seconds = None if aim is None else agree(aim(state) if world.is_first else 0.0, world, device)
     schedule = make_schedule(task.settings, seconds)
-    if schedule.finished(state.step, state.elapsed) and task.folder.weights.exists():
-        return run_record(task, state, seconds, "trained")
+    state.target = seconds
+    finished = schedule.finished(state.step, state.elapsed) and weights_are_final(task, state)
+    if finished and task.folder.weights.exists():
+        return run_record(task, state, "trained")
     announce(task, state, kitchen, schedule)
     if world.is_first:
         records.remove_partial(task.folder.root)
-        records.save(task.folder.run, run_record(task, state, seconds, "training"))
+        records.save(task.folder.run, run_record(task, state, "training"))
     with memory_errors(task):
         state.network = wrap(_compiled(task, state, kitchen), world, device)
     with memory_errors(task):
@@ -152,10 +154,10 @@ def _train_fold(
             task, state, kitchen, schedule, world, stop=stop, aim=aim, draw_progress=draw_progress, clock=clock
         )
     if world.is_first:
-        leave(task, state, precision=kitchen.precision, seconds=seconds, draw_progress=draw_progress)
+        leave(task, state, precision=kitchen.precision, draw_progress=draw_progress)
     if not finished:
         raise stopped(task, state)
-    record = run_record(task, state, seconds, "trained")
+    record = run_record(task, state, "trained")
     if world.is_first:
         metadata = {"configuration": task.configuration.name, "fold": task.name, "signature": task.signature}
         save_weights(task.folder.weights, state.network, metadata=metadata)

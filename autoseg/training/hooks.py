@@ -30,7 +30,10 @@ def log_epoch(schedule: Schedule) -> Callable[[TrainState], None]:
         recent = state.history[-10:]
         steps = record.step - (state.history[-11].step if len(state.history) > 10 else 0)
         pace = sum(item.seconds for item in recent) / max(steps, 1)
-        left = schedule.seconds_left(state.step, state.elapsed, seconds_per_step=pace)
+        if schedule.steps is not None:
+            left = (schedule.steps - state.step) * pace
+        else:
+            left = max(0.0, (state.target or 0.0) - state.elapsed)
         dice = "  ".join(f"{name} {_number(value)}" for name, value in record.dice.items())
         _LOG.info(
             "epoch %d%s  loss %.4f  val %s  Dice %s  lr %.5f  %s, %s left",

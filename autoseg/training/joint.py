@@ -34,7 +34,7 @@ from autoseg.training.fold import (
     open_steps,
     training_heap,
 )
-from autoseg.training.keeping import epoch_hooks, go_on, leave, run_record, stopped
+from autoseg.training.keeping import epoch_hooks, go_on, leave, run_record, stopped, weights_are_final
 from autoseg.training.loggers import logging_to
 from autoseg.training.optim import make_optimizer
 from autoseg.training.schedule import Schedule
@@ -105,17 +105,19 @@ def train_joint_fold(
     # Epochs and their iterations count for each dataset, so that none trains less than it would alone.
     per_epoch = task.settings.iterations * len(task.domains)
     schedule = make_schedule(replace(task.settings, iterations=per_epoch), seconds)
-    if not (schedule.finished(state.step, state.elapsed) and _all_written(task)):
+    state.target = seconds
+    final = schedule.finished(state.step, state.elapsed) and weights_are_final(task, state)
+    if not (final and _all_written(task)):
         for domain, view, kitchen in zip(task.domains, views, kitchens, strict=True):
             announce(domain, view, kitchen, schedule)
         records.remove_partial(task.folder.root)
         with memory_errors(task.domains[0]):
             finished = _run(task, state, kitchens, schedule, stop=stop, aim=aim, draw_progress=draw_progress)
-        leave(task, state, precision=precision, seconds=seconds, draw_progress=draw_progress)
+        leave(task, state, precision=precision, draw_progress=draw_progress)
         if not finished:
             raise stopped(task, state)
         _write_models(task, state)
-    record = run_record(task, state, seconds, "trained")
+    record = run_record(task, state, "trained")
     records.save(task.folder.run, record)
     return record
 

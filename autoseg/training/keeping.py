@@ -57,11 +57,11 @@ def go_on(task: Kept, state: TrainState, *, precision: torch.dtype | None, devic
     return PRECISIONS[name]
 
 
-def keep(task: Kept, state: TrainState, *, precision: torch.dtype | None, seconds: float | None) -> None:
-    """Write the checkpoint, and that training is under way; ``seconds`` are those it is to take, if any were given."""
+def keep(task: Kept, state: TrainState, *, precision: torch.dtype | None) -> None:
+    """Write the checkpoint, and that training is under way."""
     name = next(name for name, kind in PRECISIONS.items() if kind is precision)
     save_checkpoint(task.folder.checkpoint, state, signature=task.signature, precision=name)
-    records.save(task.folder.run, run_record(task, state, seconds, "training"))
+    records.save(task.folder.run, run_record(task, state, "training"))
 
 
 def leave(
@@ -69,11 +69,10 @@ def leave(
     state: TrainState,
     *,
     precision: torch.dtype | None,
-    seconds: float | None,
     draw_progress: Hook | None,
 ) -> None:
     """Write everything that belongs to the last step, finished or not."""
-    keep(task, state, precision=precision, seconds=seconds)
+    keep(task, state, precision=precision)
     hooks.write_log(task.folder.log)(state)
     if draw_progress is not None and state.history:
         draw_progress(state)
@@ -93,7 +92,7 @@ def epoch_hooks(
     """What happens after each epoch: a line, the log, and now and then a checkpoint and the curve."""
 
     def keep_now(state: TrainState) -> None:
-        keep(task, state, precision=precision, seconds=schedule.seconds)
+        keep(task, state, precision=precision)
 
     chosen = [
         hooks.log_epoch(schedule),
@@ -105,15 +104,23 @@ def epoch_hooks(
     return chosen
 
 
-def run_record(task: Kept, state: TrainState, seconds: float | None, status: str) -> FoldRun:
+def weights_are_final(task: Kept, state: TrainState) -> bool:
+    """Whether the record says that training ended at this very step; weights of an earlier end may lie there too."""
+    if not task.folder.run.exists():
+        return False
+    known = records.load(FoldRun, task.folder.run)
+    return known.status != "training" and known.steps == state.step
+
+
+def run_record(task: Kept, state: TrainState, status: str) -> FoldRun:
     """Where a training stands; ``status`` as in ``FoldRun``."""
     share = task.share
     return FoldRun(
         fold=task.name,
         status=status,
         signature=task.signature,
-        target_epochs=task.settings.epochs if seconds is None else None,
-        target_seconds=seconds,
+        target_epochs=task.settings.epochs if state.target is None else None,
+        target_seconds=state.target,
         budget=share.budget if share is not None else None,
         epochs=state.epoch,
         steps=state.step,
@@ -121,4 +128,5 @@ def run_record(task: Kept, state: TrainState, seconds: float | None, status: str
         round=share.round if share is not None else 0,
         before=share.before if share is not None else 0.0,
         together=share.together if share is not None else (),
+        used=share.used + state.elapsed - share.resumed_at if share is not None else 0.0,
     )

@@ -51,11 +51,6 @@ class Schedule:
             return True
         return self.seconds is not None and epoch_seconds >= self.seconds / REPORTS_PER_BUDGET
 
-    def seconds_left(self, step: int, elapsed: float, *, seconds_per_step: float) -> float:
-        if self.steps is not None:
-            return (self.steps - step) * seconds_per_step
-        return max(0.0, (self.seconds or 0.0) - elapsed)
-
 
 def learning_rate(recipe: Recipe, progress: float) -> float:
     """The rate at a progress from 0 to 1: a linear rise over the warm-up, then the recipe's decay over the rest."""

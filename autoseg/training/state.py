@@ -33,6 +33,7 @@ class EpochRecord:
 class TrainState:
     """``step`` counts finished steps and ``elapsed`` seconds of training over all runs of this fold.
 
+    ``target`` are the seconds that training will take in all, as far as it is known, where time decides.
     The three ``epoch_*`` fields hold the epoch under way, so that stopping within it loses nothing.
     """
 
@@ -41,6 +42,7 @@ class TrainState:
     scaler: torch.amp.GradScaler | None = None
     step: int = 0
     elapsed: float = 0.0
+    target: float | None = None
     history: list[EpochRecord] = field(default_factory=list)
     epoch_steps: int = 0
     epoch_seconds: float = 0.0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,15 +12,17 @@ import pytest
 import torch
 
 from autoseg import records
-from autoseg.errors import SettingError
+from autoseg.errors import AutosegError, ResourceError, SettingError
 from autoseg.pipeline.budget import open_budget
+from autoseg.pipeline.pace import in_time
 from autoseg.pipeline.prepare import plan, plan_and_preprocess
+from autoseg.pipeline.set_up import set_up
 from autoseg.pipeline.timed import fit_to_time
 from autoseg.pipeline.train import train
 from autoseg.schema.architecture import Recipe
 from autoseg.schema.folders import ModelFolder, Workspace
 from autoseg.schema.plan import Configuration, Plan
-from autoseg.schema.report import FoldRun
+from autoseg.schema.report import FoldRun, RunReport
 from autoseg.schema.settings import PrepareSettings, TrainSettings
 from autoseg.training.checkpoint import load_weights
 from autoseg.training.distributed import World
@@ -126,13 +129,13 @@ def paces(seconds: dict[int, float], asked: list[int]) -> Callable[[Plan, Config
 def test_paces_are_remembered_and_scaled_by_how_busy_the_machine_is(planned: Path, tmp_path: Path) -> None:
     made, flat = loaded(planned)
     asked: list[int] = []
-    common = {"total": 3000.0, "device": "cpu", "paces": tmp_path / "paces.json"}
-    before = fit_to_time(made, flat, seconds=600.0, step_seconds=paces({8: 0.1, 16: 0.15, 32: 0.4}, asked), **common)[
+    common = {"folds": 1, "device": "cpu", "optimizer": "sgd", "paces": tmp_path / "paces.json"}
+    before = fit_to_time(made, flat, step_seconds=paces({8: 0.1, 16: 0.15, 32: 0.4}, asked), total=600.0, **common)[
         1
     ].configuration
     assert sorted(asked) == [8, 16, 32]
     asked.clear()
-    after = fit_to_time(made, flat, seconds=1200.0, step_seconds=paces({16: 0.3}, asked), **common)[1].configuration
+    after = fit_to_time(made, flat, step_seconds=paces({16: 0.3}, asked), total=1200.0, **common)[1].configuration
     assert asked == [16]
     # Twice as slow and twice the time are the same steps, and the same network.
     assert after.topology == before.topology
@@ -146,9 +149,10 @@ def test_with_little_time_only_the_planned_network_is_timed(planned: Path, tmp_p
     fit_to_time(
         made,
         flat,
-        seconds=30.0,
         total=6.0,
+        folds=1,
         device="cpu",
+        optimizer="sgd",
         paces=tmp_path / "paces.json",
         step_seconds=paces({16: 0.2}, asked),
     )
@@ -172,18 +176,24 @@ def settings(workdir: Path, **changes: object) -> TrainSettings:
     return TrainSettings(**{**common, **changes})  # type: ignore[arg-type]
 
 
+def width_of(model: ModelFolder) -> int:
+    return records.load(Plan, model.plan).configuration("2d").topology.features[0]
+
+
 def test_a_finished_model_goes_on_for_the_time_once_more(planned: Path, tmp_path: Path) -> None:
     model = ModelFolder(tmp_path / "model")
     train(settings(planned, time_budget=8.0), model=model, clock=counting(0.05))
     first, weights = records.load(FoldRun, model.fold("0").run), load_weights(model.fold("0").weights)
-    width = records.load(Plan, model.plan).configuration("2d").topology.features[0]
+    width, recipe = width_of(model), records.load(RunReport, model.run).settings["recipe"]
+    assert recipe["optimizer"] == "muon"
     train(settings(planned, time_budget=8.0), model=model, clock=counting(0.05))
     second, later = records.load(FoldRun, model.fold("0").run), load_weights(model.fold("0").weights)
     assert (first.round, first.status, second.round, second.status) == (0, "validated", 1, "validated")
     assert second.before == first.seconds
     assert second.steps > 1.5 * first.steps
     assert any(not torch.equal(weights[name], later[name]) for name in weights)
-    assert records.load(Plan, model.plan).configuration("2d").topology.features[0] == width
+    assert (width_of(model), records.load(RunReport, model.run).settings["recipe"]) == (width, recipe)
+    # The last epoch is a fortieth of the time, a few steps.
     lines = [json.loads(line) for line in model.fold("0").log.read_text().splitlines()]
     assert lines[-1]["learning_rate"] < 0.2 * max(line["learning_rate"] for line in lines)
 
@@ -192,16 +202,78 @@ def test_a_time_too_short_is_refused_before_anything_is_written(planned: Path, t
     model = ModelFolder(tmp_path / "model")
     with pytest.raises(SettingError, match="too few for anything useful") as caught:
         train(settings(planned, time_budget=0.5), model=model, clock=counting(0.05))
-    assert "give at least" in caught.value.hint
+    assert "give at least --time-budget" in caught.value.hint
     assert not model.root.exists()
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"x": 0.0, "y": NaN}', "half"])
+def test_damaged_paces_are_measured_again(planned: Path, tmp_path: Path, content: str) -> None:
+    made, flat = loaded(planned)
+    asked: list[int] = []
+    (tmp_path / "paces.json").write_text(content)
+    wanted = {"total": 600.0, "folds": 1, "device": "cpu", "optimizer": "sgd", "paces": tmp_path / "paces.json"}
+    fit_to_time(made, flat, step_seconds=paces({8: 0.1, 16: 0.15, 32: 0.4}, asked), **wanted)
+    assert sorted(asked) == [8, 16, 32]
+    assert len(json.loads((tmp_path / "paces.json").read_text())) == 3
+
+
+def test_a_width_that_does_not_fit_today_is_left_out(planned: Path, tmp_path: Path) -> None:
+    made, flat = loaded(planned)
+
+    def measure(plan: Plan, configuration: Configuration, limit: float) -> float:
+        if configuration.topology.features[0] == 32:
+            raise ResourceError("memory ran out", hint="")
+        return 0.01
+
+    wanted = {"total": 6e5, "folds": 1, "device": "cpu", "optimizer": "sgd", "paces": tmp_path / "paces.json"}
+    assert fit_to_time(made, flat, step_seconds=measure, **wanted)[1].width == 16
+
+
+def test_what_is_not_training_comes_off_the_time(planned: Path, tmp_path: Path) -> None:
+    made, flat = loaded(planned)
+    wanted = {"folds": 2, "device": "cpu", "optimizer": "sgd", "paces": tmp_path / "paces.json"}
+    paced = paces({8: 0.1, 16: 0.15, 32: 0.4}, [])
+    with pytest.raises(SettingError, match="5 min 00 s for each of 2 folds are 90 training steps"):
+        fit_to_time(made, flat, total=600.0, step_seconds=paced, beside=lambda one, pace: 291.0, **wanted)
+
+
+def test_an_edited_plan_is_trained_with_its_own_network(planned: Path, tmp_path: Path) -> None:
+    workdir = tmp_path / "work"
+    shutil.copytree(planned, workdir)
+    path = Workspace(workdir).prepared(NAME).plan
+    made = json.loads(path.read_text())
+    features = made["configurations"][0]["topology"]["features"]
+    made["configurations"][0]["topology"]["features"] = [min(12 * 2**i, 512) for i in range(len(features))]
+    path.write_text(json.dumps(made))
+    model = ModelFolder(tmp_path / "model")
+    train(settings(workdir, time_budget=8.0, validate=False), model=model, clock=counting(0.05))
+    assert width_of(model) == 12
+
+
+def test_folds_of_one_model_have_one_network_whatever_their_time(planned: Path, tmp_path: Path) -> None:
+    model = ModelFolder(tmp_path / "model")
+    train(settings(planned, time_budget=40.0, validate=False), model=model, clock=counting(0.1))
+    train(settings(planned, time_budget=8.0, validate=False, fold=("1",)), model=model, clock=counting(0.1))
+    assert model.finished_folds() == ("0", "1")
+    # Without a time, the full recipe would be another model.
+    with pytest.raises(AutosegError) as caught:
+        train(settings(planned, epochs=1, iterations=1, validate=False), model=model)
+    assert caught.value.hint.startswith("give --time-budget again to go on")
 
 
 def test_a_plan_for_a_time_is_trained_for_it(tmp_path: Path) -> None:
     write_pictures(tmp_path / "raw")
     wanted = PrepareSettings(dataset="8", workdir=str(tmp_path), workers=0, device="cpu", memory=10**9, quiet=True)
-    made = plan(replace(wanted, time_budget=600.0))
-    assert made.time_budget == 600.0
+    made = plan_and_preprocess(replace(wanted, time_budget=600.0))
+    assert (made.time_budget, made.timed) == (600.0, ("2d",))
     assert made.configuration("2d").why[-1].startswith("width ")
     assert records.load(Plan, Workspace(tmp_path).prepared(NAME).plan) == made
+    # One fold of five has a fifth of it, and epochs of the user's count before it.
+    assert set_up(settings(tmp_path)).settings.time_budget == 120.0
+    assert set_up(settings(tmp_path, fold=())).settings.time_budget == 600.0
+    assert set_up(settings(tmp_path, epochs=5)).settings.time_budget is None
+    assert set_up(settings(tmp_path, time_budget=30.0)).settings.time_budget == 30.0
+    training = in_time(set_up(settings(tmp_path)), clock=counting(0.05))
+    assert training.configuration == made.configuration("2d")
     # Asked for the full recipe again, the plan is made anew.
     assert plan(wanted).time_budget is None

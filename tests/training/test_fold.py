@@ -14,6 +14,8 @@ from autoseg.errors import DivergenceError, RecordError, StoppedError
 from autoseg.schema.report import FoldRun
 from autoseg.training.checkpoint import load_weights
 from autoseg.training.fold import FoldTask, train_fold
+from autoseg.training.state import TrainState
+from autoseg.training.step import Kitchen
 
 MakeTask = Callable[..., FoldTask]
 
@@ -94,6 +96,33 @@ def test_a_time_budget_ends_on_an_annealed_learning_rate(make_task: MakeTask) ->
     assert lines[-1]["learning_rate"] < 0.2 * lines[0]["learning_rate"]
     assert run.target_seconds == 4.0
     assert task.folder.weights.exists()
+
+
+def test_the_time_is_asked_for_again_after_each_epoch(make_task: MakeTask) -> None:
+    """A machine that got busy: what was to be a minute ends with the epoch in which it is known to be over."""
+    asked = []
+
+    def target(state: TrainState, kitchen: Kitchen) -> float:
+        asked.append(state.epoch)
+        return 60.0 if state.epoch < 2 else state.elapsed
+
+    task = make_task(iterations=2)
+    run = train_fold(task, stop=never, target_seconds=target)
+    assert asked == [0, 1, 2]
+    assert (run.epochs, run.steps, run.target_seconds) == (2, 4, run.seconds)
+
+
+def test_weights_of_an_earlier_end_are_not_taken_for_those_of_this_one(make_task: MakeTask) -> None:
+    task = make_task()
+    train_fold(task, stop=never)
+    before = load_weights(task.folder.weights)
+    longer = replace(task, settings=replace(task.settings, epochs=4))
+    with pytest.raises(StoppedError):
+        train_fold(longer, stop=stop_after(3))
+    shorter = replace(task, settings=replace(task.settings, epochs=1))
+    assert train_fold(shorter, stop=never).steps == 11
+    after = load_weights(task.folder.weights)
+    assert any(not torch.equal(before[name], after[name]) for name in before)
 
 
 def test_other_settings_do_not_go_on_from_this_checkpoint(make_task: MakeTask) -> None:

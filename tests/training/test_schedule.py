@@ -29,7 +29,6 @@ def test_seconds_decide_when_they_are_given() -> None:
     assert schedule.finished(1, 600.0)
     assert schedule.epoch_over(3, 15.0)
     assert not schedule.epoch_over(3, 14.0)
-    assert schedule.seconds_left(5, 100.0, seconds_per_step=1.0) == 500.0
 
 
 def test_a_schedule_counts_one_thing() -> None:
