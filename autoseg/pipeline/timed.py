@@ -65,6 +65,7 @@ def fit_to_time(
     """
     traits = traits_of(configuration.architecture.name)
     cost = cost_function(choose_device(device).type)
+    widths = () if as_planned else possible_widths(configuration, traits)
     candidates = [
         with_width(
             configuration,
@@ -74,8 +75,8 @@ def fit_to_time(
             in_channels=plan.input_channels(configuration),
             num_heads=plan.labels.num_heads,
         )
-        for width in ((configuration.topology.features[0],) if as_planned else possible_widths(configuration, traits))
-    ]
+        for width in widths
+    ] or [configuration]
     candidates = [one for one in candidates if one.cost.memory_bytes <= plan.memory_bytes] or candidates[:1]
     limit = min(PROBE_SECONDS, PROBE_SHARE * total) / len(candidates)
     keys = [_key(plan, one, device, optimizer) for one in candidates]
@@ -83,7 +84,7 @@ def fit_to_time(
     options = [replace(one, beside=beside(one.configuration, one.seconds)) for one in found]
     chosen, why = choose_width(options, total / folds, folds=folds)
     _LOG.info("time: %s", why)
-    if as_planned:
+    if not widths:
         return plan, chosen
     kept = [line for line in configuration.why if not line.startswith("width ")]
     fitted = replace(chosen.configuration, why=(*kept, why))

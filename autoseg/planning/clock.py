@@ -19,6 +19,8 @@ from autoseg.schema.plan import Configuration
 # The architecture whose widths the grid compares; others are trained as they are planned.
 RULED = "unet"
 WIDTHS = (8, 16, 32)
+# Deep stages of pictures would double to 512: four times the weights, half of the steps, and no better scores.
+LARGEST_WIDTH = 256
 # Fewer steps than this give nothing that anybody would use.
 LEAST_STEPS = 100
 # Steps that a width needs before a wider network than half of it pays.
@@ -45,22 +47,22 @@ class Paced:
 
 
 def possible_widths(configuration: Configuration, traits: Traits) -> tuple[int, ...]:
-    """The widths that the rule chooses among; only that of the plan where the grid says nothing."""
-    planned = configuration.topology.features[0]
+    """The widths that the rule chooses among; none where the grid says nothing, and the network is as planned."""
     if configuration.architecture.name != RULED or configuration.architecture.preset:
-        return (planned,)
+        return ()
+    planned = configuration.topology.features[0]
     return tuple(width for width in WIDTHS if width <= max(planned, traits.base_width))
 
 
 def with_width(
     configuration: Configuration, width: int, traits: Traits, *, cost: CostFunction, in_channels: int, num_heads: int
 ) -> Configuration:
-    """The configuration with another first width; the others double per stage up to the network's largest one."""
+    """The configuration with another first width; the others double per stage up to 256, or the network's largest."""
     topology = configuration.topology
-    if width == topology.features[0]:
-        return configuration
-    largest = traits.max_width[configuration.ndim]
+    largest = min(traits.max_width[configuration.ndim], LARGEST_WIDTH)
     features = tuple(min(width * 2**stage, largest) for stage in range(topology.num_stages))
+    if features == topology.features:
+        return configuration
     topology = replace(topology, features=features)
     needed = cost(
         configuration.architecture,

@@ -80,6 +80,13 @@ def is_matrix(parameter: Tensor) -> bool:
     return min(rows, parameter.numel() // rows) >= _LEAST_EDGE
 
 
+def _polynomial(gram: Tensor) -> Tensor:
+    a, b, c = _QUINTIC
+    found = torch.addmm(gram, gram, gram, beta=b, alpha=c)
+    found.diagonal().add_(a)
+    return found
+
+
 def orthogonalized(matrix: Tensor) -> Tensor:
     """A matrix (m, n) with the same singular vectors and singular values near 1.
 
@@ -89,13 +96,11 @@ def orthogonalized(matrix: Tensor) -> Tensor:
     rows, columns = matrix.shape
     x = matrix if rows <= columns else matrix.T
     x = x / x.norm().clamp_min(torch.finfo(x.dtype).tiny)
-    a, b, c = _QUINTIC
     gram = x @ x.T
-    identity = torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
-    product = identity
-    for _ in range(_STEPS):
-        update = torch.addmm(gram, gram, gram, beta=b, alpha=c).add_(identity, alpha=a)
-        product = update @ product
+    product = update = _polynomial(gram)
+    for _ in range(_STEPS - 1):
         gram = update @ gram @ update
+        update = _polynomial(gram)
+        product = update @ product
     x = product @ x
     return x if rows <= columns else x.T.contiguous()

@@ -37,10 +37,10 @@ def configuration(
     )
 
 
-def test_widths_double_per_stage_up_to_the_largest_and_the_cost_is_that_of_the_network() -> None:
+def test_widths_double_per_stage_up_to_256_and_the_cost_is_that_of_the_network() -> None:
     traits = traits_of("unet")
     wide = with_width(configuration(), 32, traits, cost=training_cost, in_channels=1, num_heads=3)
-    assert wide.topology.features == (32, 64, 128, 256, 320)
+    assert wide.topology.features == (32, 64, 128, 256, 256)
     expected = training_cost(
         wide.architecture, wide.topology, ndim=3, patch_size=(64,) * 3, batch_size=2, in_channels=1, num_heads=3
     )
@@ -52,8 +52,8 @@ def test_widths_double_per_stage_up_to_the_largest_and_the_cost_is_that_of_the_n
     ("arch", "widths"),
     [
         (Architecture(name="unet"), (8, 16, 32)),
-        (Architecture(name="unetpp"), (16,)),
-        (Architecture(name="unet", preset="large"), (16,)),
+        (Architecture(name="unetpp"), ()),
+        (Architecture(name="unet", preset="large"), ()),
     ],
 )
 def test_only_the_plain_unet_has_evidence_for_other_widths(arch: Architecture, widths: tuple[int, ...]) -> None:
