@@ -233,8 +233,8 @@ def test_what_is_not_training_comes_off_the_time(planned: Path, tmp_path: Path) 
     made, flat = loaded(planned)
     wanted = {"folds": 2, "device": "cpu", "optimizer": "sgd", "paces": tmp_path / "paces.json"}
     paced = paces({8: 0.1, 16: 0.15, 32: 0.4}, [])
-    with pytest.raises(SettingError, match="5 min 00 s for each of 2 folds are 90 training steps"):
-        fit_to_time(made, flat, total=600.0, step_seconds=paced, beside=lambda one, pace: 291.0, **wanted)
+    with pytest.raises(SettingError, match="5 min 00 s for each of 2 folds are 20 training steps"):
+        fit_to_time(made, flat, total=600.0, step_seconds=paced, beside=lambda one, pace: 298.0, **wanted)
 
 
 def test_an_edited_plan_is_trained_with_its_own_network(planned: Path, tmp_path: Path) -> None:

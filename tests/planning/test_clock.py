@@ -80,11 +80,11 @@ def paced(*seconds: float) -> list[Paced]:
 def test_too_little_time_names_the_least_that_would_do() -> None:
     with pytest.raises(SettingError, match=r"30 s are 15 training steps") as caught:
         choose_width(paced(2.0, 3.0, 6.0), 30.0)
-    assert caught.value.hint == "give at least --time-budget 200s"
+    assert caught.value.hint == "give at least --time-budget 60s"
     options = [replace(one, beside=20.0) for one in paced(2.0, 3.0, 6.0)]
     with pytest.raises(SettingError, match=r"30 s for each of 5 folds are 5 training steps") as caught:
         choose_width(options, 30.0, folds=5)
-    assert "--time-budget 1100s, or train fewer folds" in caught.value.hint
+    assert "--time-budget 400s, or train fewer folds" in caught.value.hint
     assert choose_width(options, 220.0, folds=5)[0].width == 8
 
 
