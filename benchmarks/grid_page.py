@@ -53,7 +53,7 @@ def table(rows: Sequence[dict]) -> str:
 
 def _line_of(row: dict) -> tuple[str, str, float, str, int]:
     # Figures of different machines are no average.
-    return row["machine"], row["dataset"], row["minutes"], row["optimizer"], row["batch"]
+    return row["machine"].split(";")[0], row["dataset"], row["minutes"], row["optimizer"], row["batch"]
 
 
 def _cell(score: float | None, best: float) -> str:

@@ -23,8 +23,9 @@ WIDTHS = (8, 16, 32)
 LARGEST_WIDTH = 256
 # Fewer steps than this give nothing that anybody would use; 64 gave 0.81 on electron microscopy.
 LEAST_STEPS = 30
-# Steps that a width needs before a wider network than half of it pays.
-STEPS_PER_WIDTH = 25
+# So many steps the narrowest width needs before it pays, and eight times as many one twice as wide: its step takes
+# two to three times as long, and four times as many weights want to be taught.
+_STEPS_AT_8 = 16
 # A plan that was made for nearly this time is kept.
 NEARLY = 1.25
 
@@ -109,10 +110,15 @@ def choose_width(options: Sequence[Paced], seconds: float, *, folds: int = 1) ->
             f"{duration(seconds)}{many} are {int(narrow.steps(seconds))} training steps, too few for anything useful",
             hint=f"give at least --time-budget {least}s{fewer}",
         )
-    fitting = [option for option in options if option.steps(seconds) >= STEPS_PER_WIDTH * option.width]
+    fitting = [option for option in options if option.steps(seconds) >= steps_needed(option.width)]
     chosen = fitting[-1] if fitting else narrow
     paces = ", ".join(f"{option.width}: {option.seconds:.3g} s a step" for option in options)
     return chosen, (
-        f"width {chosen.width}: {duration(seconds)} are {int(chosen.steps(seconds)):,} steps of it; a width pays from "
-        f"{STEPS_PER_WIDTH} times as many steps on ({paces})"
+        f"width {chosen.width}: {duration(seconds)} are {int(chosen.steps(seconds)):,} steps of it, and it pays from "
+        f"{steps_needed(chosen.width):,} on ({paces})"
     )
+
+
+def steps_needed(width: int) -> int:
+    """The steps from which on a width is worth more than half of it."""
+    return round(_STEPS_AT_8 * (width / 8) ** 3)

@@ -41,8 +41,9 @@ LARGEST_ADAM_RATE = 1e-3
 FOREGROUND_FRACTION = 0.33
 # What a plain U-Net learns fastest with: in the grid of docs/benchmarks.md, three minutes of it were worth ten of SGD.
 MUON = Recipe(optimizer="muon", lr=0.03, weight_decay=0.05, momentum=0.9, warmup=0.03)
-# In fewer steps than this Muon takes larger ones: 540 steps of the hippocampus were best at 0.03, 140 of CT at 0.1.
-MUON_LONG = 500
+# In fewer steps than this Muon takes larger ones: 150 and 370 steps of CT gain much by it, and 550 of the hippocampus
+# lose nothing (docs/benchmarks.md).
+MUON_LONG = 1500
 LARGEST_MUON_RATE = 0.1
 
 # Longer trainings keep what papers train with: nobody compared them here.

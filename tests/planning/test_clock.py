@@ -9,7 +9,7 @@ import pytest
 from autoseg.errors import SettingError
 from autoseg.nets import traits_of
 from autoseg.nets.cost import training_cost
-from autoseg.planning.clock import Paced, choose_width, interpolate, possible_widths, with_width
+from autoseg.planning.clock import Paced, choose_width, interpolate, possible_widths, steps_needed, with_width
 from autoseg.schema.plan import Architecture, Configuration, Cost, Normalization, Resampling, Topology
 
 
@@ -98,3 +98,25 @@ def test_the_reason_names_the_steps_and_the_paces() -> None:
 def test_a_network_of_one_width_is_what_it_is() -> None:
     one = replace(paced(0.1, 0.2, 0.4)[1], seconds=1.0)
     assert choose_width([one], 150.0)[0] == one
+
+
+@pytest.mark.parametrize(
+    ("steps", "width"),
+    [
+        # Steps of widths 8, 16 and 32 in three minutes, and the best of the grid or what is within 0.01 of it.
+        pytest.param((1030, 549, 153), 16, id="hippocampus"),
+        pytest.param((367, 149, 45), 16, id="CT"),
+        pytest.param((264, 124, 40), 8, id="electron microscopy"),
+        pytest.param((589, 292, 90), 16, id="nuclei"),
+        pytest.param((50, 20, 8), 8, id="hardly any"),
+        pytest.param((9000, 4000, 1100), 32, id="plenty"),
+    ],
+)
+def test_the_network_for_a_time_is_that_of_the_grid(steps: tuple[float, float, float], width: int) -> None:
+    chosen, why = choose_width(paced(*(180.0 / count for count in steps)), 180.0)
+    assert chosen.width == width
+    assert why.startswith(f"width {width}: 3 min 00 s are")
+
+
+def test_a_width_twice_as_large_needs_eight_times_the_steps() -> None:
+    assert [steps_needed(width) for width in (8, 16, 32)] == [16, 128, 1024]

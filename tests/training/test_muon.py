@@ -93,7 +93,7 @@ def test_its_state_is_saved_and_its_rate_is_set() -> None:
 def test_its_recipe_takes_larger_steps_where_they_are_few() -> None:
     recipe = chosen_recipe(Recipe(), TrainSettings(optimizer="muon"))
     assert recipe == MUON
-    assert [fit_to_length(recipe, steps).lr for steps in (10_000, 500, 250, 10)] == pytest.approx(
+    assert [fit_to_length(recipe, steps).lr for steps in (10_000, 1500, 750, 10)] == pytest.approx(
         [0.03, 0.03, 0.06, 0.1]
     )
     assert fit_to_length(recipe, 10).momentum == MUON.momentum
