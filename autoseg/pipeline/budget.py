@@ -22,7 +22,7 @@ class TimeBudget:
 
     ``finished`` are folds that need nothing any more, ``trained`` those and the ones that need only a validation.
     ``before`` are the seconds that folds trained under earlier commands, ``so_far`` those that they trained in all.
-    ``round`` counts the commands that went on with finished folds.
+    ``round`` counts the commands that went on with finished folds; ``extend``: this one may do so.
     """
 
     total: float
@@ -34,6 +34,7 @@ class TimeBudget:
     before: Mapping[str, float]
     so_far: Mapping[str, float]
     round: int
+    extend: bool
     clock: Callable[[], float] = time.monotonic
 
     @property
@@ -118,6 +119,7 @@ def open_budget(
         before={run.fold: run.before if run in mine else run.seconds for run in known},
         so_far={run.fold: run.seconds for run in known},
         round=current,
+        extend=extend,
         clock=clock,
     )
 
