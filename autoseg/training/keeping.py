@@ -23,6 +23,8 @@ _LOG = get_logger(__name__)
 
 # Writing a checkpoint after every short epoch would cost more than the epoch; losing a minute costs nobody much.
 SECONDS_BETWEEN_CHECKPOINTS = 60.0
+# Of a short time budget a minute is much.
+_CHECKPOINTS_PER_BUDGET = 20
 SECONDS_BETWEEN_PLOTS = 30.0
 PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -94,10 +96,13 @@ def epoch_hooks(
     def keep_now(state: TrainState) -> None:
         keep(task, state, precision=precision)
 
+    between = SECONDS_BETWEEN_CHECKPOINTS
+    if task.share is not None:
+        between = min(between, task.share.budget / _CHECKPOINTS_PER_BUDGET)
     chosen = [
         hooks.log_epoch(schedule),
         hooks.write_log(task.folder.log),
-        hooks.now_and_then(keep_now, seconds=SECONDS_BETWEEN_CHECKPOINTS),
+        hooks.now_and_then(keep_now, seconds=between),
     ]
     if draw_progress is not None:
         chosen.append(hooks.now_and_then(draw_progress, seconds=SECONDS_BETWEEN_PLOTS))
