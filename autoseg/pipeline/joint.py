@@ -10,14 +10,12 @@ from autoseg import records
 from autoseg.errors import DatasetError, PartialError, SettingError, joined
 from autoseg.io.discover import resolve_workspace
 from autoseg.log import get_logger
-from autoseg.nets.cost import training_cost
-from autoseg.nets.device import choose_device, choose_precision
 from autoseg.pipeline.budget import TimeBudget, open_budget
 from autoseg.pipeline.cascade import train_first_stage
 from autoseg.pipeline.context import choose_dataset
 from autoseg.pipeline.initial import refuse_other_start, refuse_start
 from autoseg.pipeline.objective import choose_objective
-from autoseg.pipeline.set_up import Training, fold_runs, fold_task, set_up
+from autoseg.pipeline.set_up import Training, cost_today, fold_runs, fold_task, set_up
 from autoseg.pipeline.train import refuse_other_plan, sum_up, train, write_model_facts
 from autoseg.pipeline.validate import estimate_validation, validate_fold
 from autoseg.report import progress_png
@@ -152,22 +150,8 @@ def common_topologies(topologies: Sequence[Topology]) -> list[Topology]:
 
 def _with_topology(domain: Training, topology: Topology) -> Training:
     configuration = replace(domain.configuration, topology=topology)
-    precision = "float32" if choose_precision(choose_device(domain.settings.device)) is None else "mixed"
-    cost = training_cost(
-        configuration.architecture,
-        topology,
-        ndim=configuration.ndim,
-        patch_size=configuration.patch_size,
-        batch_size=configuration.batch_size,
-        in_channels=len(domain.plan.channels),
-        num_heads=domain.plan.labels.num_heads,
-        precision=precision,
-    )
-    configuration = replace(configuration, cost=cost)
-    planned = tuple(
-        configuration if other.name == configuration.name else other for other in domain.plan.configurations
-    )
-    return replace(domain, configuration=configuration, plan=replace(domain.plan, configurations=planned))
+    configuration = replace(configuration, cost=cost_today(domain.plan, configuration, domain.settings.device))
+    return replace(domain, configuration=configuration, plan=domain.plan.with_configuration(configuration))
 
 
 def _train_and_validate(

@@ -106,7 +106,9 @@ def is_begun(model: ModelFolder) -> bool:
 def as_begun(training: Training) -> Training:
     """The training with the width and recipe that the model's folds began with; what else differs is refused later."""
     name, model = training.configuration.name, training.model
-    begun = records.load(Plan, model.plan) if is_begun(model) else training.plan
+    if not is_begun(model):
+        return training
+    begun = records.load(Plan, model.plan)
     if name not in begun.names:
         return training
     before, topology = begun.configuration(name), training.configuration.topology
@@ -118,12 +120,11 @@ def as_begun(training: Training) -> Training:
         cost=before.cost,
         why=before.why,
     )
-    planned = tuple(configuration if one.name == name else one for one in training.plan.configurations)
     recipe = training.recipe
-    if is_begun(model) and recipe_in_time(recipe, training.settings, steps=0) != recipe:
+    if recipe_in_time(recipe, training.settings, steps=0) != recipe:
         known = records.load(RunReport, model.run).settings["recipe"]
         recipe = records.from_json(Recipe, json.dumps(known), source=str(model.run))
-    plan = replace(training.plan, configurations=planned)
+    plan = training.plan.with_configuration(configuration)
     return replace(training, plan=plan, configuration=configuration, recipe=recipe)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 from autoseg import records
 from autoseg.errors import SettingError
@@ -20,11 +21,11 @@ from autoseg.pipeline.objective import choose_objective
 from autoseg.pipeline.prepare import preprocess_configuration
 from autoseg.pipeline.splits import ALL, choose_splits, fold_cases
 from autoseg.pipeline.stores import store_of
-from autoseg.planning import mirror_axes, refuse_other_dataset
+from autoseg.planning import cost_of, mirror_axes, refuse_other_dataset
 from autoseg.schema.architecture import Recipe
 from autoseg.schema.dataset import DatasetSpec
 from autoseg.schema.folders import ModelFolder
-from autoseg.schema.plan import Configuration, Plan
+from autoseg.schema.plan import Configuration, Cost, Plan
 from autoseg.schema.report import FoldRun
 from autoseg.schema.settings import TrainSettings
 from autoseg.schema.splits import Splits
@@ -88,7 +89,6 @@ def set_up(
         store = store_of(folder, plan, configuration)
     model = model or workspace.model(name, configuration.name, configuration.architecture.label)
     splits = choose_splits(settings, folder, model)
-    settings = _planned_time(plan, settings, folds=len(set(settings.fold)) or len(splits.folds))
     axes, reason = mirror_axes(plan, configuration) if settings.mirror else ((), "mirroring is switched off")
     if reason:
         _LOG.info("mirroring: %s", reason)
@@ -106,7 +106,8 @@ def set_up(
     _check_folds(training)
     start = choose_start(settings, plan, configuration, training.model, training.folds)
     objective = choose_objective(settings, plan, spec, folder.fingerprint, training.model)
-    training = replace(training, start=start, objective=objective)
+    settings = _planned_time(plan, settings, folds=len(training.folds))
+    training = replace(training, settings=settings, start=start, objective=objective)
     return training if configuration.previous_stage is None or first_stage is None else first_stage(training)
 
 
@@ -132,17 +133,8 @@ def _configuration(plan: Plan, settings: TrainSettings) -> Configuration:
     configuration = plan.configuration(settings.configuration or plan.default_configuration)
     if settings.batch_size is None:
         return configuration
-    precision = "float32" if choose_precision(choose_device(settings.device)) is None else "mixed"
-    cost = training_cost(
-        configuration.architecture,
-        configuration.topology,
-        ndim=configuration.ndim,
-        patch_size=configuration.patch_size,
-        batch_size=settings.batch_size,
-        in_channels=plan.input_channels(configuration),
-        num_heads=plan.labels.num_heads,
-        precision=precision,
-    )
+    configuration = replace(configuration, batch_size=settings.batch_size)
+    cost = cost_today(plan, configuration, settings.device)
     if cost.memory_bytes > plan.memory_bytes:
         _LOG.warning(
             "a batch of %d needs about %.1f GB, the plan was made for %.1f GB",
@@ -150,7 +142,13 @@ def _configuration(plan: Plan, settings: TrainSettings) -> Configuration:
             cost.memory_bytes / 1e9,
             plan.memory_bytes / 1e9,
         )
-    return replace(configuration, batch_size=settings.batch_size, cost=cost)
+    return replace(configuration, cost=cost)
+
+
+def cost_today(plan: Plan, configuration: Configuration, device: str) -> Cost:
+    """What a step of a configuration costs in the precision of the device that trains, whatever it was planned for."""
+    precision = "float32" if choose_precision(choose_device(device)) is None else "mixed"
+    return cost_of(plan, configuration, partial(training_cost, precision=precision))
 
 
 def _check_folds(training: Training) -> None:

@@ -66,17 +66,7 @@ def fit_to_time(
     traits = traits_of(configuration.architecture.name)
     cost = cost_function(choose_device(device).type)
     widths = () if as_planned else possible_widths(configuration, traits)
-    candidates = [
-        with_width(
-            configuration,
-            width,
-            traits,
-            cost=cost,
-            in_channels=plan.input_channels(configuration),
-            num_heads=plan.labels.num_heads,
-        )
-        for width in widths
-    ] or [configuration]
+    candidates = [with_width(plan, configuration, width, traits, cost=cost) for width in widths] or [configuration]
     candidates = [one for one in candidates if one.cost.memory_bytes <= plan.memory_bytes] or candidates[:1]
     limit = min(PROBE_SECONDS, PROBE_SHARE * total) / len(candidates)
     keys = [_key(plan, one, device, optimizer) for one in candidates]
@@ -88,8 +78,7 @@ def fit_to_time(
         return plan, chosen
     kept = [line for line in configuration.why if not line.startswith("width ")]
     fitted = replace(chosen.configuration, why=(*kept, why))
-    planned = tuple(fitted if one.name == fitted.name else one for one in plan.configurations)
-    return replace(plan, configurations=planned), replace(chosen, configuration=fitted)
+    return plan.with_configuration(fitted), replace(chosen, configuration=fitted)
 
 
 def _paced(
@@ -145,15 +134,15 @@ def _load(paces: Path) -> dict[str, float]:
 
 def _key(plan: Plan, configuration: Configuration, device: str, optimizer: str) -> str:
     """What a pace depends on: the machine and its libraries, and everything that a step computes."""
-    chosen = choose_device(device)
+    chosen, libraries = choose_device(device), versions()
     machine = (
         platform.machine(),
         cores(),
         str(chosen),
         gpu_name() or "",
         str(choose_precision(chosen)),
-        versions()["torch"],
-        versions()["autoseg"],
+        libraries["torch"],
+        libraries["autoseg"],
     )
     step = (
         records.to_json(configuration.architecture),

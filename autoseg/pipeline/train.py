@@ -213,7 +213,7 @@ def _train_and_validate(
         run = train_fold(
             task,
             stop=stop,
-            target_seconds=None if budget is None else _target(training, name, budget, lenient=not budget.extend),
+            target_seconds=None if budget is None else _target(training, name, budget),
             draw_progress=_draw_progress(training, task),
             clock=clock,
         )
@@ -254,10 +254,8 @@ def _draw_progress(training: Training, task: FoldTask) -> Callable[[TrainState],
     return draw
 
 
-def _target(
-    training: Training, name: str, budget: TimeBudget, *, lenient: bool
-) -> Callable[[TrainState, Kitchen], float]:
-    """A function that says how long this fold may train; ``lenient``: at least a moment, whatever validation takes."""
+def _target(training: Training, name: str, budget: TimeBudget) -> Callable[[TrainState, Kitchen], float]:
+    """A function that says how long this fold may train; in a race at least a moment, whatever validation takes."""
     cases = {str(index): len(fold.val) for index, fold in enumerate(training.splits.folds)}
     deadline = budget.deadline(name)
 
@@ -267,7 +265,7 @@ def _target(
             ids = training.splits.folds[int(name)].val
             estimate = estimate_validation(training.store, ids, state.network, kitchen, clock=budget.clock)
             validation += validation_seconds([*fold_runs(training).values()], cases, name, estimate=estimate)
-        if not lenient and state.step == 0 and deadline - budget.clock() <= validation:
+        if budget.extend and state.step == 0 and deadline - budget.clock() <= validation:
             raise SettingError(
                 f"fold {name}: validation alone takes {duration(validation)}, which leaves no time to train",
                 hint="give a longer --time-budget, fewer folds (-f 0), or --no-validate",

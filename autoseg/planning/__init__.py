@@ -5,7 +5,7 @@ from __future__ import annotations
 from autoseg.planning.check import check_plan, refuse_other_dataset
 from autoseg.planning.mirroring import mirror_axes
 from autoseg.planning.planner import CONFIGURATIONS, make_plan, plan_only
-from autoseg.planning.situation import CostFunction
+from autoseg.planning.situation import CostFunction, cost_of
 from autoseg.planning.splits import make_splits, read_splits
 from autoseg.planning.table import plan_table
 
@@ -13,6 +13,7 @@ __all__ = [
     "CONFIGURATIONS",
     "CostFunction",
     "check_plan",
+    "cost_of",
     "make_plan",
     "make_splits",
     "mirror_axes",

@@ -9,9 +9,9 @@ from autoseg.errors import SettingError, joined
 from autoseg.log import size
 from autoseg.planning.budget import usable_memory
 from autoseg.planning.normalization import SCHEMES
-from autoseg.planning.situation import CostFunction
+from autoseg.planning.situation import CostFunction, cost_of
 from autoseg.schema.dataset import DatasetSpec
-from autoseg.schema.plan import Configuration, Cost, Plan
+from autoseg.schema.plan import Configuration, Plan
 
 
 def check_plan(plan: Plan, *, cost: CostFunction) -> Plan:
@@ -102,7 +102,7 @@ def _configuration_problems(plan: Plan, configuration: Configuration) -> Iterato
 
 def _with_cost(plan: Plan, configuration: Configuration, cost: CostFunction) -> tuple[Configuration, list[str]]:
     try:
-        now = _cost(plan, configuration, cost)
+        now = cost_of(plan, configuration, cost)
     except SettingError as error:
         return configuration, [error.message]
     recorded = configuration.cost
@@ -114,15 +114,3 @@ def _with_cost(plan: Plan, configuration: Configuration, cost: CostFunction) -> 
             f"training needs {size(now.memory_bytes)} and {size(usable)} of {size(plan.memory_bytes)} are usable"
         ]
     return replace(configuration, cost=now), []
-
-
-def _cost(plan: Plan, configuration: Configuration, cost: CostFunction) -> Cost:
-    return cost(
-        configuration.architecture,
-        configuration.topology,
-        ndim=configuration.ndim,
-        patch_size=configuration.patch_size,
-        batch_size=configuration.batch_size,
-        in_channels=plan.input_channels(configuration),
-        num_heads=plan.labels.num_heads,
-    )

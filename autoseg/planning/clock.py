@@ -12,9 +12,9 @@ from dataclasses import dataclass, replace
 
 from autoseg.errors import SettingError
 from autoseg.log import duration
-from autoseg.planning.situation import CostFunction
+from autoseg.planning.situation import CostFunction, cost_of
 from autoseg.schema.architecture import Traits
-from autoseg.schema.plan import Configuration
+from autoseg.schema.plan import Configuration, Plan
 
 # The architecture whose widths the grid compares; others are trained as they are planned.
 RULED = "unet"
@@ -56,25 +56,16 @@ def possible_widths(configuration: Configuration, traits: Traits) -> tuple[int, 
 
 
 def with_width(
-    configuration: Configuration, width: int, traits: Traits, *, cost: CostFunction, in_channels: int, num_heads: int
+    plan: Plan, configuration: Configuration, width: int, traits: Traits, *, cost: CostFunction
 ) -> Configuration:
-    """The configuration with another first width; the others double per stage up to 256, or the network's largest."""
+    """A configuration with another first width; the others double per stage up to 256, or the network's largest."""
     topology = configuration.topology
     largest = min(traits.max_width[configuration.ndim], LARGEST_WIDTH)
     features = tuple(min(width * 2**stage, largest) for stage in range(topology.num_stages))
     if features == topology.features:
         return configuration
-    topology = replace(topology, features=features)
-    needed = cost(
-        configuration.architecture,
-        topology,
-        ndim=configuration.ndim,
-        patch_size=configuration.patch_size,
-        batch_size=configuration.batch_size,
-        in_channels=in_channels,
-        num_heads=num_heads,
-    )
-    return replace(configuration, topology=topology, cost=needed)
+    wanted = replace(configuration, topology=replace(topology, features=features))
+    return replace(wanted, cost=cost_of(plan, wanted, cost))
 
 
 def interpolate(measured: Mapping[int, float], flops: int) -> float:

@@ -7,7 +7,7 @@ from typing import Protocol
 
 from autoseg.schema.architecture import Preset, Traits
 from autoseg.schema.fingerprint import Shape
-from autoseg.schema.plan import Architecture, Cost, Normalization, Topology
+from autoseg.schema.plan import Architecture, Configuration, Cost, Normalization, Plan, Topology
 
 
 class CostFunction(Protocol):
@@ -24,6 +24,19 @@ class CostFunction(Protocol):
         in_channels: int,
         num_heads: int,
     ) -> Cost: ...
+
+
+def cost_of(plan: Plan, configuration: Configuration, cost: CostFunction) -> Cost:
+    """What a training step of a configuration costs, one of the plan or a variant of one."""
+    return cost(
+        configuration.architecture,
+        configuration.topology,
+        ndim=configuration.ndim,
+        patch_size=configuration.patch_size,
+        batch_size=configuration.batch_size,
+        in_channels=plan.input_channels(configuration),
+        num_heads=plan.labels.num_heads,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,7 @@ again each time it is read.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 from autoseg.errors import SettingError
@@ -149,6 +149,11 @@ class Plan:
             return len(self.channels)
         labels = self.labels.leaves[1:] if configuration.previous_as_nnunet else self.labels.foreground
         return len(self.channels) + len(labels)
+
+    def with_configuration(self, configuration: Configuration) -> Plan:
+        """The plan with this configuration in place of the one of its name."""
+        others = (configuration if one.name == configuration.name else one for one in self.configurations)
+        return replace(self, configurations=tuple(others))
 
     def configuration(self, name: str) -> Configuration:
         for configuration in self.configurations:

@@ -63,12 +63,13 @@ def chosen_recipe(declared: Recipe, settings: TrainSettings) -> Recipe:
 
     Another optimizer brings its own learning rate and momentum, because those of SGD make no sense for Adam.
     """
-    recipe = declared
-    if settings.optimizer == MUON.optimizer != declared.optimizer:
+    if settings.optimizer in {None, declared.optimizer}:
+        recipe = declared
+    elif settings.optimizer == MUON.optimizer:
         recipe = MUON
-    elif settings.optimizer is not None and settings.optimizer != declared.optimizer:
+    else:
         usual = Recipe() if settings.optimizer == "sgd" else Recipe(lr=3e-4, momentum=0.9)
-        recipe = replace(recipe, optimizer=settings.optimizer, lr=usual.lr, momentum=usual.momentum)
+        recipe = replace(declared, optimizer=str(settings.optimizer), lr=usual.lr, momentum=usual.momentum)
     return replace(
         recipe,
         lr=recipe.lr if settings.lr is None else settings.lr,
@@ -87,11 +88,10 @@ def fit_to_length(recipe: Recipe, steps: float) -> Recipe:
     """
     if not recipe.fitted or steps >= LONG:
         return recipe
-    if recipe.optimizer == MUON.optimizer:
-        rate = min(recipe.lr * MUON_LONG / max(steps, 1.0), LARGEST_MUON_RATE)
-        return replace(recipe, lr=max(recipe.lr, rate))
     if recipe.optimizer != "sgd":
-        rate = min(recipe.lr * LONG / max(steps, 1.0), LARGEST_ADAM_RATE)
+        is_muon = recipe.optimizer == MUON.optimizer
+        enough, largest = (MUON_LONG, LARGEST_MUON_RATE) if is_muon else (LONG, LARGEST_ADAM_RATE)
+        rate = min(recipe.lr * enough / max(steps, 1.0), largest)
         return replace(recipe, lr=max(recipe.lr, rate))
     declared = 1.0 / (1.0 - recipe.momentum)
     horizon = min(declared, max(LEAST_HORIZON, declared * steps / LONG))

@@ -39,16 +39,8 @@ def planned(cell: dict) -> Plan:
     plan = records.load(Plan, resolve_workspace(cell["workdir"]).prepared(cell["dataset"]).plan)
     configuration = plan.configuration(plan.default_configuration)
     configuration = replace(configuration, batch_size=cell["batch"] or configuration.batch_size)
-    configuration = with_width(
-        configuration,
-        cell["width"],
-        traits_of(configuration.architecture.name),
-        cost=cost_function("cpu"),
-        in_channels=plan.input_channels(configuration),
-        num_heads=plan.labels.num_heads,
-    )
-    others = tuple(configuration if one.name == configuration.name else one for one in plan.configurations)
-    return replace(plan, configurations=others)
+    traits = traits_of(configuration.architecture.name)
+    return plan.with_configuration(with_width(plan, configuration, cell["width"], traits, cost=cost_function("cpu")))
 
 
 def settings_of(cell: dict) -> TrainSettings:

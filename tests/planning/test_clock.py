@@ -10,7 +10,8 @@ from autoseg.errors import SettingError
 from autoseg.nets import traits_of
 from autoseg.nets.cost import training_cost
 from autoseg.planning.clock import Paced, choose_width, interpolate, possible_widths, steps_needed, with_width
-from autoseg.schema.plan import Architecture, Configuration, Cost, Normalization, Resampling, Topology
+from autoseg.schema.dataset import Label, Labels
+from autoseg.schema.plan import Architecture, Configuration, Cost, Normalization, Plan, Resampling, Topology
 
 
 def configuration(
@@ -37,15 +38,27 @@ def configuration(
     )
 
 
+# One channel; background and two labels.
+PLAN = Plan(
+    dataset="Dataset001_Balls",
+    device="cpu",
+    memory_bytes=10**9,
+    transpose=(0, 1, 2),
+    channels=("MRI",),
+    labels=Labels(foreground=(Label(name="small", values=(1,)), Label(name="large", values=(2,)))),
+    configurations=(configuration(),),
+)
+
+
 def test_widths_double_per_stage_up_to_256_and_the_cost_is_that_of_the_network() -> None:
     traits = traits_of("unet")
-    wide = with_width(configuration(), 32, traits, cost=training_cost, in_channels=1, num_heads=3)
+    wide = with_width(PLAN, configuration(), 32, traits, cost=training_cost)
     assert wide.topology.features == (32, 64, 128, 256, 256)
     expected = training_cost(
         wide.architecture, wide.topology, ndim=3, patch_size=(64,) * 3, batch_size=2, in_channels=1, num_heads=3
     )
     assert wide.cost == expected
-    assert with_width(configuration(), 16, traits, cost=training_cost, in_channels=1, num_heads=3) == configuration()
+    assert with_width(PLAN, configuration(), 16, traits, cost=training_cost) == configuration()
 
 
 @pytest.mark.parametrize(
