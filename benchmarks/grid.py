@@ -31,7 +31,7 @@ DATASETS = ("Dataset004_Hippocampus", "Dataset120_EM", "Dataset121_DSB2018", "Da
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
-    """``batch`` 0 is that of the plan."""
+    """``batch`` 0 is that of the plan; ``rounds`` are commands that share the minutes, each going on with the model."""
 
     dataset: str
     width: int
@@ -40,6 +40,7 @@ class Cell:
     optimizer: str
     seed: int
     device: str
+    rounds: int = 1
 
     @property
     def name(self) -> str:
@@ -70,6 +71,7 @@ def main() -> None:
     parser.add_argument("--minutes", nargs="+", type=float, default=[3.0, 10.0])
     parser.add_argument("--optimizer", nargs="+", default=["muon"])
     parser.add_argument("--seed", nargs="+", type=int, default=[0])
+    parser.add_argument("--rounds", type=int, default=1, help="commands that share the minutes, one after the other")
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--lines", type=Path, default=ROOT / "docs" / "grid.jsonl")
@@ -93,6 +95,7 @@ def main() -> None:
             optimizer=optimizer,
             seed=seed,
             device=asked.device,
+            rounds=asked.rounds,
         )
         for minutes, optimizer, width, dataset, batch, seed in chosen
     ]

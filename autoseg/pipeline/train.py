@@ -17,6 +17,7 @@ from autoseg.nets.device import choose_device
 from autoseg.pipeline.budget import TimeBudget, open_budget, validation_seconds
 from autoseg.pipeline.context import machine, typed_command, versions
 from autoseg.pipeline.initial import initial_record, refuse_other_start
+from autoseg.pipeline.outlook import outlook
 from autoseg.pipeline.pace import in_time
 from autoseg.pipeline.set_up import Training, fold_runs, fold_task, set_up
 from autoseg.pipeline.splits import ALL, refuse_other_splits
@@ -99,6 +100,8 @@ def train(
                 problems.append(error.message)
     if world.is_first:
         sum_up(training)
+        if budget is not None and budget.extend:
+            _tell_outlook(training)
     if problems:
         raise PartialError(
             f"all folds are trained, but not all cases could be validated:\n{joined(problems)}",
@@ -273,6 +276,12 @@ def _target(training: Training, name: str, budget: TimeBudget) -> Callable[[Trai
         return budget.training_seconds(deadline, trained=state.elapsed, validation=validation)
 
     return target
+
+
+def _tell_outlook(training: Training) -> None:
+    line = outlook([training.model.fold(name) for name in training.folds])
+    if line is not None:
+        _LOG.info("%s", line)
 
 
 def sum_up(training: Training) -> None:

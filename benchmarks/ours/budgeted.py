@@ -48,7 +48,7 @@ def settings_of(cell: dict) -> TrainSettings:
         workdir=cell["workdir"],
         dataset=(cell["dataset"],),
         fold=(_FOLD,),
-        time_budget=60.0 * cell["minutes"],
+        time_budget=60.0 * cell["minutes"] / cell["rounds"],
         optimizer=cell["optimizer"],
         seed=cell["seed"],
         device=cell["device"],
@@ -69,7 +69,8 @@ def run(cell: dict) -> None:
     if cell["scale"]:
         clock = lambda: cell["scale"] * time.process_time()  # noqa: E731
     plan = planned(cell)
-    train(settings_of(cell), model=model, plan=plan, as_planned=True, clock=clock)
+    for _ in range(cell["rounds"]):
+        train(settings_of(cell), model=model, plan=plan, as_planned=True, clock=clock)
     fold = model.fold(_FOLD)
     done, scores = records.load(FoldRun, fold.run), records.load(EvaluationReport, fold.summary)
     lines = [json.loads(line) for line in fold.log.read_text().splitlines()]

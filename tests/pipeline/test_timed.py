@@ -180,8 +180,11 @@ def width_of(model: ModelFolder) -> int:
     return records.load(Plan, model.plan).configuration("2d").topology.features[0]
 
 
-def test_a_finished_model_goes_on_for_the_time_once_more(planned: Path, tmp_path: Path) -> None:
+def test_a_finished_model_goes_on_for_the_time_once_more(
+    planned: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     model = ModelFolder(tmp_path / "model")
+    caplog.set_level("INFO", logger="autoseg")
     train(settings(planned, time_budget=8.0), model=model, clock=counting(0.05))
     first, weights = records.load(FoldRun, model.fold("0").run), load_weights(model.fold("0").weights)
     width, recipe = width_of(model), records.load(RunReport, model.run).settings["recipe"]
@@ -196,6 +199,7 @@ def test_a_finished_model_goes_on_for_the_time_once_more(planned: Path, tmp_path
     # The last epoch is a fortieth of the time, a few steps.
     lines = [json.loads(line) for line in model.fold("0").log.read_text().splitlines()]
     assert lines[-1]["learning_rate"] < 0.2 * max(line["learning_rate"] for line in lines)
+    assert any("twice the time" in record.getMessage() for record in caplog.records)
 
 
 def test_a_time_too_short_is_refused_before_anything_is_written(planned: Path, tmp_path: Path) -> None:

@@ -1,0 +1,62 @@
+"""The rule of widths and the forecast hold for every training that the grid recorded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from autoseg.planning.clock import WIDTHS, steps_needed
+from benchmarks import grid_page
+
+ROWS = grid_page.read(Path(__file__).parents[2] / "docs" / "grid.jsonl")
+# Two seeds differ by half as much.
+NEAR_THE_BEST = 0.01
+
+
+def lines() -> dict[tuple, dict[int, dict]]:
+    """Trainings of the planned batch by dataset and time, then by width."""
+    found: dict[tuple, dict[int, dict]] = {}
+    for row in ROWS:
+        if row["batch"] == 0 and row.get("rounds", 1) == 1 and row["seed"] == 0:
+            found.setdefault((row["dataset"], row["minutes"]), {})[row["width"]] = row
+    return {key: rows for key, rows in found.items() if len(rows) > 1}
+
+
+@pytest.mark.parametrize("key", [pytest.param(key, id=f"{key[0]} {key[1]:g} min") for key in lines()])
+def test_the_rule_chooses_nearly_the_best_width(key: tuple) -> None:
+    rows = lines()[key]
+    fitting = [width for width in WIDTHS if width in rows and rows[width]["steps"] >= steps_needed(width)]
+    chosen = max(fitting, default=min(rows))
+    assert rows[chosen]["dice"] >= max(row["dice"] for row in rows.values()) - NEAR_THE_BEST
+
+
+def test_four_of_five_forecasts_hold_the_truth() -> None:
+    found = grid_page.foretold(ROWS)
+    assert len(found) >= 5
+    assert sum(one.holds for one in found) >= 0.8 * len(found)
+
+
+def row(minutes: float, dice: float, **changes: object) -> dict:
+    facts = {"dataset": "Dataset001_A", "width": 8, "batch": 0, "optimizer": "muon", "seed": 0, "device": "cpu"}
+    curve = [[index + 1.0, 0.5 + 0.01 * index] for index in range(20)]
+    return {**facts, "minutes": minutes, "dice": dice, "steps": 100, "curve": curve, "machine": "one; here", **changes}
+
+
+def test_only_trainings_that_differ_in_nothing_but_time_are_compared() -> None:
+    rows = [row(3, 0.7), row(6, 0.72), row(30, 0.8), row(6, 0.9, width=16), row(6, 0.9, seed=1), row(6, 0.9, rounds=2)]
+    pairs = [(one.short["minutes"], one.long["minutes"]) for one in grid_page.foretold(rows)]
+    assert pairs == [(3, 6)]
+
+
+def test_the_table_has_a_line_per_time_and_batch_and_marks_the_best() -> None:
+    text = grid_page.table([row(3, 0.7), row(3, 0.8, width=16), row(6, 0.75, rounds=2), row(3, 0.6, batch=4)])
+    assert "| A | 3 | muon | plan | 0.7000 | **0.8000** | 100, 100 |" in text
+    assert "| A | 3 | muon | 4 | 0.6000 | - | 100, - |" in text
+    assert "| A | 2 x 3 | muon | plan | 0.7500 | - | 100, - |" in text
+    assert len(text.splitlines()) == 5
+
+
+def test_names_tell_trainings_apart() -> None:
+    rows = [row(3, 0.7), row(6, 0.7), row(3, 0.7, width=16), row(3, 0.7, rounds=2), row(3, 0.7, seed=1)]
+    assert len({grid_page.name_of(one) for one in rows}) == len(rows)
