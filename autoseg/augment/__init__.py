@@ -1,8 +1,9 @@
 """Augmentation of patches: what is drawn (numpy) and what is done with it (torch, on any device).
 
-Per sample the loader calls ``draw_spatial`` and reads ``source_extent`` voxels; on the device ``apply_spatial`` turns,
-zooms, cuts and mirrors each patch, then ``apply_intensity`` changes the batch. The recipe is nnU-Net's default; all
-its numbers are the fields of ``Policy``. Importing this package does not import torch.
+Per sample the loader calls ``draw_spatial`` and reads ``source_extent`` voxels; on the device ``cut`` turns, zooms and
+cuts each patch, ``apply_intensity`` changes the batch, and what is then left to mirror is mirrored (``apply_spatial``
+does it at once). The recipe is nnU-Net's default; all its numbers are the fields of ``Policy``. Importing this package
+does not import torch.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
         rotation_matrix,
         source_extent,
     )
-    from autoseg.augment.spatial import apply_spatial
+    from autoseg.augment.spatial import apply_spatial, cut
 
 _HOMES = {
     "Intensity": "policy",
@@ -30,6 +31,7 @@ _HOMES = {
     "Spatial": "policy",
     "apply_intensity": "intensity",
     "apply_spatial": "spatial",
+    "cut": "spatial",
     "draw_intensity": "policy",
     "draw_spatial": "policy",
     "make_policy": "policy",
@@ -43,6 +45,7 @@ __all__ = [
     "Spatial",
     "apply_intensity",
     "apply_spatial",
+    "cut",
     "draw_intensity",
     "draw_spatial",
     "make_policy",

@@ -1,4 +1,7 @@
-"""Turn, zoom, cut and mirror one patch and its label together."""
+"""Turn, zoom, cut and mirror one patch and its label together.
+
+``cut`` leaves mirroring to its caller where it is not free, who may do it on the way of another copy.
+"""
 
 from __future__ import annotations
 
@@ -27,39 +30,66 @@ _TIE = 1e-6
 
 
 def apply_spatial(
-    image: Tensor, label: Tensor, spatial: Spatial, patch_size: Sequence[int], *, voxels_at_once: int | None = None
+    image: Tensor,
+    label: Tensor,
+    spatial: Spatial,
+    patch_size: Sequence[int],
+    *,
+    centre: Sequence[float] | None = None,
+    outside: int = 0,
+    voxels_at_once: int | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Cut a patch out of the centre of a larger one, turned, zoomed and mirrored.
+    """Cut a patch out of a larger one, turned, zoomed and mirrored.
 
     Args:
         image: (c, *extent) float32, interpolated (tri)linearly; outside of it is 0.
         label: (1, *extent) signed or unsigned integers. Each voxel gets the label with the largest linearly
-            interpolated indicator, the lowest of several; outside is -1 if any label is negative, else 0.
+            interpolated indicator, the lowest of several; outside of it is ``outside``.
         spatial: what ``draw_spatial`` drew. Nothing lies outside if ``extent`` is its ``source_extent``.
+        centre: of the patch, in voxels along the axes of the matrix; default: the centre of what is given. Only
+            for patches that turn or zoom.
         voxels_at_once: output voxels per pass; default: what suits the device.
 
     Returns:
         (c, *patch_size) and (1, *patch_size) of the same types; views of the inputs where nothing is to be done.
     """
-    patch = tuple(patch_size)
-    flips = list(spatial.flips)
-    if spatial.identity:
-        image, label = _centre(image, patch), _centre(label, patch)
-    else:
-        spatial, flips = _with_flips(spatial, len(patch))
-        image, label = _resample(image, label, spatial, patch, voxels_at_once)
+    image, label, flips = cut(
+        image, label, spatial, patch_size, centre=centre, outside=outside, voxels_at_once=voxels_at_once
+    )
     if flips:
         axes = [axis + 1 for axis in flips]
         image, label = image.flip(axes), label.flip(axes)
     return image, label
 
 
-def _with_flips(spatial: Spatial, axes: int) -> tuple[Spatial, list[int]]:
+def cut(
+    image: Tensor,
+    label: Tensor,
+    spatial: Spatial,
+    patch_size: Sequence[int],
+    *,
+    centre: Sequence[float] | None = None,
+    outside: int = 0,
+    voxels_at_once: int | None = None,
+) -> tuple[Tensor, Tensor, tuple[int, ...]]:
+    """As ``apply_spatial``, but for the spatial axes that are named in the end: along these the patch is still to be
+    mirrored."""
+    patch = tuple(patch_size)
+    if spatial.identity:
+        return _centre(image, patch), _centre(label, patch), spatial.flips
+    spatial, flips = _with_flips(spatial, len(patch))
+    extent = image.shape[-len(spatial.matrix) :]
+    middle = tuple((size - 1) / 2 for size in extent) if centre is None else tuple(centre)
+    image, label = _resample(image, label, spatial, patch, middle, outside, voxels_at_once)
+    return image, label, flips
+
+
+def _with_flips(spatial: Spatial, axes: int) -> tuple[Spatial, tuple[int, ...]]:
     """Mirroring of axes that turn as part of the matrix, where it costs nothing; and what is left to mirror."""
     still = axes - len(spatial.matrix)
     matrix = spatial.matrix.copy()
     matrix[:, [axis - still for axis in spatial.flips if axis >= still]] *= -1
-    return replace(spatial, matrix=matrix), [axis for axis in spatial.flips if axis < still]
+    return replace(spatial, matrix=matrix), tuple(axis for axis in spatial.flips if axis < still)
 
 
 def _centre(array: Tensor, shape: Sequence[int]) -> Tensor:
@@ -91,7 +121,13 @@ class _Places:
 
 
 def _resample(
-    image: Tensor, label: Tensor, spatial: Spatial, patch: tuple[int, ...], voxels_at_once: int | None
+    image: Tensor,
+    label: Tensor,
+    spatial: Spatial,
+    patch: tuple[int, ...],
+    centre: tuple[float, ...],
+    outside: int,
+    voxels_at_once: int | None,
 ) -> tuple[Tensor, Tensor]:
     moved = len(spatial.matrix)
     still, turning = patch[:-moved], patch[-moved:]
@@ -99,47 +135,49 @@ def _resample(
     # Torch's own sampling is fast on GPUs and for a few channels in 2D; else gathering takes a third of its time.
     planes = image.shape[0] * int(np.prod(still))
     gathers = image.device.type == "cpu" and (moved == 3 or planes >= _MANY_PLANES)
-    turned = None if gathers else _sample(image, spatial, patch)
+    turned = None if gathers else _sample(image, spatial, patch, centre)
     extent = tuple(label.shape[-moved:])
-    if not _inside(spatial, extent, turning):
-        outside = -1 if bool((label < 0).any()) else 0
+    if not _inside(spatial, extent, turning, centre):
         label = F.pad(label, (1, 1) * moved, value=outside)
         image = F.pad(image, (1, 1) * moved) if gathers else image
         extent = tuple(label.shape[-moved:])
+        centre = tuple(place + 1 for place in centre)
     # Axes that stay are folded: slices of a 3D patch are 2D labels that share their places.
     labels = label.reshape(-1, int(np.prod(extent)))
     images = torch.empty((planes if gathers else 0, *turning), dtype=image.dtype)
     sources = image.reshape(planes, labels.shape[1]) if gathers else images
-    tables = [few.t().contiguous() for few in sources.split(_MANY_PLANES)] if gathers and moved == 2 else []
+    tables = [_side_by_side(few) for few in sources.split(_MANY_PLANES)] if gathers and moved == 2 else []
     winners = torch.empty((len(labels), *turning), dtype=label.dtype, device=label.device)
     size = voxels_at_once or (_CPU_VOXELS if label.device.type == "cpu" else _GPU_VOXELS)
-    borders = _Borders(labels, winners, voxels_at_once=size, strides=_strides(extent))
-    for places in _all_places(spatial, extent, turning, label.device, voxels_at_once=size):
+    picked = _Winners(labels, winners, voxels_at_once=size, strides=_strides(extent))
+    for places in _all_places(spatial, extent, turning, centre, label.device, voxels_at_once=size):
         if tables:
             _interpolate_planes(tables, places, out=images[:, places.rows].flatten(1))
         elif gathers:
             for source, values in zip(sources, images, strict=True):
                 _interpolate(source, places, out=values[places.rows].view(-1))
-        for index, (one, winner) in enumerate(zip(labels, winners, strict=True)):
-            torch.index_select(one, 0, places.first, out=winner[places.rows].view(-1))
-            borders.note(index, places)
-    borders.settle()
+        for index in range(len(labels)):
+            picked.pick(index, places)
+    picked.settle()
     return (images.view(-1, *patch) if turned is None else turned), winners.view(label.shape[0], *patch)
 
 
-def _sample(image: Tensor, spatial: Spatial, patch: tuple[int, ...]) -> Tensor:
+def _sample(image: Tensor, spatial: Spatial, patch: tuple[int, ...], centre: tuple[float, ...]) -> Tensor:
     moved = len(spatial.matrix)
-    grid = _sampling_grid(spatial, tuple(image.shape[-moved:]), patch[-moved:], image.device)
+    grid = _sampling_grid(spatial, tuple(image.shape[-moved:]), patch[-moved:], centre, image.device)
     flat = image.reshape(1, -1, *image.shape[-moved:])
     out = F.grid_sample(flat, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
     return out.view(image.shape[0], *patch)
 
 
-def _sampling_grid(spatial: Spatial, extent: tuple[int, ...], patch: tuple[int, ...], device: torch.device) -> Tensor:
+def _sampling_grid(
+    spatial: Spatial, extent: tuple[int, ...], patch: tuple[int, ...], centre: tuple[float, ...], device: torch.device
+) -> Tensor:
     """The source of every output voxel in grid_sample's terms: x first, edges of the array at -1 and 1."""
     axes = len(patch)
+    middle = [(2 * place + 1) / size - 1 for place, size in zip(centre, extent, strict=True)]
     # One plane per coordinate, so that the sums below run along whole rows of voxels.
-    grid = torch.zeros((axes, *patch), device=device)
+    grid = torch.tensor(middle[::-1], device=device).view(axes, *(1,) * axes).repeat(1, *patch)
     for axis, size in enumerate(patch):
         offset = torch.arange(size, dtype=torch.float64) - (size - 1) / 2
         steps = torch.from_numpy(spatial.matrix[:, axis] * 2 / extent)[:, None] * offset
@@ -149,10 +187,10 @@ def _sampling_grid(spatial: Spatial, extent: tuple[int, ...], patch: tuple[int, 
     return grid.movedim(0, -1)[None]
 
 
-def _inside(spatial: Spatial, extent: tuple[int, ...], patch: tuple[int, ...]) -> bool:
+def _inside(spatial: Spatial, extent: tuple[int, ...], patch: tuple[int, ...], centre: tuple[float, ...]) -> bool:
     """Whether every place lies between the first and the last voxel of a source, which has cells on every axis."""
     reach = np.abs(spatial.matrix) @ (np.array(patch) - 1) / 2
-    room = (np.array(extent) - 1) / 2
+    room = np.minimum(centre, np.array(extent) - 1 - centre)
     return bool((reach <= room + _SLACK).all() and min(extent) > 1)
 
 
@@ -161,15 +199,21 @@ def _strides(extent: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def _all_places(
-    spatial: Spatial, extent: tuple[int, ...], patch: tuple[int, ...], device: torch.device, *, voxels_at_once: int
+    spatial: Spatial,
+    extent: tuple[int, ...],
+    patch: tuple[int, ...],
+    centre: tuple[float, ...],
+    device: torch.device,
+    *,
+    voxels_at_once: int,
 ) -> Iterator[_Places]:
     """Rows of the output along its first axis, as many at once as are asked for, but at least one."""
     strides = _strides(extent)
-    # What a step along each axis of the output adds to the coordinates, from the centre of the source on.
+    # What a step along each axis of the output adds to the coordinates, from the centre on.
     along = []
     for axis, size in enumerate(patch):
         offset = np.arange(size) - (size - 1) / 2
-        middle = (np.array(extent) - 1) / 2 if axis == 0 else 0.0
+        middle = np.array(centre) if axis == 0 else 0.0
         steps = (spatial.matrix[:, axis] * offset[:, None] + middle).astype(np.float32).T
         along.append(torch.from_numpy(np.ascontiguousarray(steps)).to(device))
     within_row = along[1] if len(patch) == 2 else along[1][:, :, None] + along[2][:, None, :]
@@ -199,6 +243,15 @@ def _interpolate(source: Tensor, places: _Places, *, out: Tensor) -> None:
     torch.lerp(values[0], values[1], first, out=out)
 
 
+def _side_by_side(planes: Tensor) -> Tensor:
+    """Planes (few, voxels) as a table (voxels, few)."""
+    table = torch.empty(planes.shape[1], len(planes))
+    # numpy copies across in half the time of torch: here and below.
+    for column, plane in zip(table.numpy().T, planes.numpy(), strict=True):
+        column[...] = plane
+    return table
+
+
 def _interpolate_planes(tables: Sequence[Tensor], places: _Places, *, out: Tensor) -> None:
     """Write planes that lie side by side (voxels, few) into ``out`` (planes, places).
 
@@ -214,38 +267,44 @@ def _interpolate_planes(tables: Sequence[Tensor], places: _Places, *, out: Tenso
     torch.sub(along, weights[:, 3], out=weights[:, 1])
     torch.sub(1 - across, weights[:, 1], out=weights[:, 0])
     for table, few in zip(tables, out.split(_MANY_PLANES), strict=True):
-        few.copy_(F.embedding_bag(corners, table, mode="sum", per_sample_weights=weights).t())
+        few.numpy()[...] = F.embedding_bag(corners, table, mode="sum", per_sample_weights=weights).numpy().T
 
 
-class _Borders:
-    """Output voxels whose cell has corners of several labels; they are few, and counted together.
+class _Winners:
+    """The labels with the largest interpolated indicators. Where all corners of a cell have one label, that is it;
+    the other voxels are few, and counted together.
 
     Args:
         labels: flat sources (n, voxels).
-        winners: (n, *patch), where the label with the largest interpolated indicator is written.
+        winners: (n, *patch), where the labels are written.
     """
 
     def __init__(self, labels: Tensor, winners: Tensor, *, voxels_at_once: int, strides: tuple[int, ...]) -> None:
         self._labels, self._winners = labels.flatten(), winners.view(-1)
         self._source, self._patch = labels.shape[1], winners[0].numel()
         self._row = winners[0, 0].numel()
-        self._mixed = [_mixed(label, strides) for label in labels]
+        # A label that is this one is counted too, to no harm.
+        self._mark = torch.iinfo(labels.dtype).max
+        self._cells = [label[: -sum(strides)].masked_fill(_mixed(label, strides), self._mark) for label in labels]
         self._most = voxels_at_once
         self._waiting: list[tuple[Tensor, _Places]] = []
 
-    def note(self, index: int, places: _Places) -> None:
-        """Remember the mixed ones of ``places`` in label ``index``."""
-        chosen = self._mixed[index].index_select(0, places.first).nonzero().flatten()
+    def pick(self, index: int, places: _Places) -> None:
+        """Write the winners of label ``index`` at ``places``, but for those that are to be counted."""
+        start = index * self._patch + places.rows.start * self._row
+        winners = self._winners[start : start + len(places.first)]
+        torch.index_select(self._cells[index], 0, places.first, out=winners)
+        chosen = _nonzero(winners == self._mark)
         if len(chosen) == 0:
             return
         few = places.part(chosen)
         few.first.add_(index * self._source)
-        self._waiting.append((chosen.add_(index * self._patch + places.rows.start * self._row), few))
+        self._waiting.append((chosen.add_(start), few))
         if sum(len(voxels) for voxels, _ in self._waiting) > self._most:
             self.settle()
 
     def settle(self) -> None:
-        """Write the winners of all that were noted."""
+        """Count and write all that are waiting."""
         if not self._waiting:
             return
         voxels = torch.cat([voxels for voxels, _ in self._waiting])
@@ -259,16 +318,25 @@ class _Borders:
         self._waiting = []
 
 
+def _nonzero(mask: Tensor) -> Tensor:
+    """Where a flat mask is true; numpy's search takes a fraction of the time of torch's on a CPU."""
+    if mask.device.type == "cpu":
+        return torch.from_numpy(np.flatnonzero(mask.numpy()))
+    return mask.nonzero().flatten()
+
+
 def _mixed(label: Tensor, strides: tuple[int, ...]) -> Tensor:
     """Whether the cell at each index of a flat label has corners of several labels."""
     reach = sum(strides)
     mixed = torch.empty(len(label) - reach, dtype=torch.bool, device=label.device)
     for start in range(0, len(mixed), _CELLS):
-        lowest = highest = label[start : start + _CELLS + reach]
-        for stride in strides:
-            lowest = torch.minimum(lowest[:-stride], lowest[stride:])
-            highest = torch.maximum(highest[:-stride], highest[stride:])
-        torch.ne(lowest, highest, out=mixed[start : start + _CELLS])
+        part = label[start : start + _CELLS + reach]
+        differs = torch.ne(part[:-1], part[1:])
+        # The last axis has stride 1. A corner differs from the first one, or one of its neighbours does.
+        for stride in reversed(strides[:-1]):
+            across = torch.ne(part[: len(differs) - stride], part[stride : len(differs)])
+            differs = across.logical_or_(differs[:-stride]).logical_or_(differs[stride:])
+        mixed[start : start + _CELLS] = differs
     return mixed
 
 
@@ -282,7 +350,7 @@ def _vote(label: Tensor, places: _Places) -> Tensor:
         share = torch.lerp(share[::2], share[1::2], fraction)
     winner = torch.where(share[0] > 0.5 + _TIE, highest, lowest)
     # Where three or more labels meet, which is rare, each must be counted.
-    many = high.logical_or_(corners == lowest).all(0).logical_not_().nonzero().flatten()
+    many = _nonzero(high.logical_or_(corners == lowest).all(0).logical_not_())
     if len(many):
         winner.index_copy_(0, many, _count(corners.index_select(1, many), places.part(many).fractions))
     return winner

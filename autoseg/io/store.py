@@ -35,6 +35,8 @@ _MANIFEST = "manifest.json"
 _PARTS = (".image.b2nd", ".label.b2nd", ".locations.npy")
 _BLOCK_BYTES = 32 * 1024
 _CHUNK_BYTES = 4 * 1024 * 1024
+# Shorter rows take longer to copy out of a block than they save at the border of a patch.
+_ROW = 32
 # Each open case holds three files open; systems allow some 1000 per process.
 _OPEN_CASES = 128
 
@@ -199,12 +201,12 @@ def chunk_shapes(
     A block is unpacked as a whole and should fit the cache of a core; a chunk is found and read as a whole. Both
     keep channels apart and are as like the patch as they can be. A block starts as the patch and is halved along
     the axis on which it is largest, for its part of the patch, until it has 32 KiB; a chunk is a block that grows
-    back by doubling, to one patch at most and to 4 MiB.
+    back by doubling, to one patch at most and to 4 MiB. The last axis is not halved below 32 voxels.
     """
     limit = [min(length, size) for length, size in zip(shape[1:], patch_size, strict=True)]
     block = list(limit)
-    while int(np.prod(block)) * itemsize > _BLOCK_BYTES and max(block) > 1:
-        axis = max(range(3), key=lambda axis: (block[axis], -axis))
+    while int(np.prod(block)) * itemsize > _BLOCK_BYTES:
+        axis = max(range(3), key=lambda axis: (axis < 2 or block[2] >= 2 * _ROW, block[axis], -axis))
         block[axis] = -(-block[axis] // 2)
     chunk = list(block)
     while True:
@@ -225,7 +227,9 @@ def write_array(path: Path, array: np.ndarray, patch: Sequence[int]) -> None:
     import blosc2
 
     chunks, blocks = chunk_shapes(array.shape, patch, array.dtype.itemsize)
-    compression = {"codec": blosc2.Codec.LZ4, "clevel": 5, "filters": [blosc2.Filter.SHUFFLE], "nthreads": 1}
+    # Single bytes have nothing to shuffle, and to pass them through takes longer than to unpack them.
+    shuffle = blosc2.Filter.SHUFFLE if array.dtype.itemsize > 1 else blosc2.Filter.NOFILTER
+    compression = {"codec": blosc2.Codec.LZ4, "clevel": 5, "filters": [shuffle], "nthreads": 1}
     with atomic_path(path) as temporary:
         blosc2.asarray(
             np.ascontiguousarray(array),

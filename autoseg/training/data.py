@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -32,13 +33,15 @@ ANY_ANNOTATED = -1
 class Sample:
     """One patch as read: image (c, *extent) float32, label (1, *extent) int16, and how to turn and cut it.
 
-    ``extent`` is the patch size, or more where ``spatial`` rotates or zooms. In the second stage of a cascade the
-    label has a second channel, the segmentation of the first.
+    ``extent`` is the patch size; or what ``spatial`` needs of the case, where it rotates or zooms. ``centre`` is then
+    the centre of the patch in it, in voxels along the axes that turn. In the second stage of a cascade the label has a
+    second channel, the segmentation of the first.
     """
 
     image: np.ndarray
     label: np.ndarray
     spatial: Spatial | None
+    centre: tuple[float, ...] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,10 +138,21 @@ def draw_sample(
     for first, size, read in zip(start, full_patch, full_extent, strict=True):
         low = first - (read - size) // 2
         box.append([low, low + read])
+    centre = None
+    if spatial is not None and not spatial.identity:
+        box, centre = _within(box, shape, turning=len(spatial.matrix))
     image, label = read_box(case, box)
     if flat:
         image, label = image[:, 0], label[:, 0]
-    return Sample(image=np.ascontiguousarray(image), label=np.ascontiguousarray(label), spatial=spatial)
+    return Sample(image=np.ascontiguousarray(image), label=np.ascontiguousarray(label), spatial=spatial, centre=centre)
+
+
+def _within(box: list[list[int]], shape: tuple[int, ...], *, turning: int) -> tuple[list[list[int]], tuple[float, ...]]:
+    """The part of a box that lies in the image, along the last axes, and where its centre is in that part."""
+    still, turned = box[:-turning], box[-turning:]
+    part = [[max(start, 0), min(stop, size)] for size, (start, stop) in zip(shape[-turning:], turned, strict=True)]
+    centre = [(start + stop - 1) / 2 - first for (start, stop), (first, _) in zip(turned, part, strict=True)]
+    return still + part, tuple(centre)
 
 
 def read_box(case: StoredCase, box: list[list[int]]) -> tuple[np.ndarray, np.ndarray]:
@@ -194,7 +208,7 @@ def batches(source: PatchSource, *, first_step: int = 0, workers: int = 0) -> It
     """
     loader = PatchLoader(source, first_step=first_step, workers=max(workers, 1))
     if workers == 0:
-        yield (batch["samples"] for batch in SingleThreadedAugmenter(loader, None))
+        yield map(itemgetter("samples"), SingleThreadedAugmenter(loader, None))
         return
     augmenter = MultiThreadedAugmenter(loader, None, workers, num_cached_per_queue=2)
     try:
@@ -206,10 +220,11 @@ def batches(source: PatchSource, *, first_step: int = 0, workers: int = 0) -> It
 def _watched(augmenter: MultiThreadedAugmenter) -> Iterator[list[Sample]]:
     while True:
         try:
-            batch = next(augmenter)
+            batch: dict[str, list[Sample]] = next(augmenter)
         except RuntimeError as error:
             raise WorkerError(
                 "a worker that loads patches died, most likely for want of memory",
                 hint="start again with fewer --workers (0 loads in the main process); training goes on where it was",
             ) from error
-        yield batch["samples"]
+        # Not kept here: while the next batch is read, nobody needs this one.
+        yield batch.pop("samples")

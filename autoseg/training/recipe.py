@@ -10,7 +10,8 @@ learning rate     0.01, polynomial decay (1 - progress)^0.9, here per step and n
 loss              Dice + cross-entropy, softmax; regions: Dice + binary cross-entropy (``losses/dice_ce.py``)
                   weights of deep supervision 1, 1/2, 1/4, ... over their sum (``losses/supervision.py``)
 sampling          cases uniformly; the last third of a batch shows foreground, of a label drawn uniformly
-augmentation      the fields of ``augment.Policy``, in the order of ``augment.apply_spatial`` and ``apply_intensity``
+augmentation      the fields of ``augment.Policy``, in the order of ``augment.cut`` and ``apply_intensity``; what does
+                  not turn is mirrored last
 precision         bfloat16 or float16 where a trial shows that it is faster (``nets/device.py``), losses in float32
 weights           He initialisation (``nets/blocks.py``); the last weights are the result, there is no "best" checkpoint
 ================  ====================================================================================================

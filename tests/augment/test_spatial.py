@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -25,7 +27,7 @@ def blobs(shape: tuple[int, ...], count: int, seed: int = 0) -> np.ndarray:
     return scores.argmax(0)[None].astype(np.int16)
 
 
-def apply(image: np.ndarray, label: np.ndarray, spatial: Spatial, patch: tuple[int, ...], **options: int) -> tuple:
+def apply(image: np.ndarray, label: np.ndarray, spatial: Spatial, patch: tuple[int, ...], **options: Any) -> tuple:
     pair = apply_spatial(torch.from_numpy(image), torch.from_numpy(label), spatial, patch, **options)
     return tuple(tensor.numpy() for tensor in pair)
 
@@ -130,16 +132,34 @@ def test_labels_keep_type_and_gain_no_value(kind: type) -> None:
         assert set(np.unique(moved)) <= {0, 40, 80}
 
 
-def test_the_outside_is_negative_only_if_the_label_knows_it() -> None:
+def test_the_outside_is_what_was_asked_for() -> None:
     label = np.full((1, 10, 10), 2, np.int16)
     image = np.ones((1, 10, 10), np.float32)
-    _, moved = apply(image, label, make([0.0], 3.0), (10, 10))
-    assert set(np.unique(moved)) == {0, 2}
-    label[0, 0, 0] = -1
-    _, moved = apply(image, label, make([0.0], 3.0), (10, 10))
-    assert moved[0, 0, 0] == -1
-    assert moved[0, 5, 5] == 2
-    assert set(np.unique(moved)) == {-1, 2}
+    for outside in (0, -1):
+        _, moved = apply(image, label, make([0.0], 3.0), (10, 10), outside=outside)
+        assert moved[0, 0, 0] == outside
+        assert moved[0, 5, 5] == 2
+        assert set(np.unique(moved)) == {outside, 2}
+
+
+@pytest.mark.parametrize(
+    ("shape", "patch", "degrees"), [((20, 18, 22), (12, 14, 10), [25.0, -10.0, 30.0]), ((40, 44), (30, 28), [77.0])]
+)
+@pytest.mark.parametrize("channels", [1, 8])
+def test_a_patch_around_any_place_equals_one_around_the_middle_of_what_is_padded(
+    shape: tuple[int, ...], patch: tuple[int, ...], degrees: list[float], channels: int
+) -> None:
+    image, label = smooth((channels, *shape)), blobs(shape, 4)
+    centre = [3.5, 7.0, 12.5][: len(shape)]
+    margin = 40
+    pad = [(margin + size - 1 - round(2 * place), margin) for size, place in zip(shape, centre, strict=True)]
+    whole_image, whole_label = np.pad(image, [(0, 0), *pad]), np.pad(label, [(0, 0), *pad], constant_values=-1)
+    spatial = make(degrees, 1.3)
+    out_image, out_label = apply(image, label, spatial, patch, centre=centre, outside=-1)
+    expected_image, expected_label = apply(whole_image, whole_label, spatial, patch)
+    assert (expected_label == -1).any()
+    np.testing.assert_allclose(out_image, expected_image, atol=1e-4)
+    assert (out_label == expected_label).mean() > 0.999
 
 
 @pytest.mark.parametrize("voxels_at_once", [1, 3 * 16**2, 2**20])
@@ -159,7 +179,7 @@ def test_labels_equal_scipy_where_every_cell_has_many(
 ) -> None:
     label = np.random.default_rng(0).integers(-1, 9, (1, *shape)).astype(np.int16)
     spatial = make(degrees, 0.9)
-    _, moved = apply(np.zeros(label.shape, np.float32), label, spatial, patch)
+    _, moved = apply(np.zeros(label.shape, np.float32), label, spatial, patch, outside=-1)
     scores = np.stack([scipy_affine(label[0] == value, spatial.matrix, patch) for value in range(-1, 9)])
     scores[0] += 1 - scores.sum(0)
     top = np.sort(scores, axis=0)

@@ -194,3 +194,5 @@ def test_chunks_fit_cache_and_patch(shape, patch, itemsize):
     for axis in range(3):
         assert 1 <= blocks[axis + 1] <= chunks[axis + 1] <= shape[axis + 1]
         assert chunks[axis + 1] < 2 * min(patch[axis], shape[axis + 1])
+    # Short rows take long to copy.
+    assert blocks[3] >= min(32, patch[2], shape[3])

@@ -63,9 +63,9 @@ def moved(volume: np.ndarray, sample: Sample, patch: tuple[int, ...], *, beyond:
     spatial = sample.spatial
     assert spatial is not None
     offsets = np.stack(np.meshgrid(*(np.arange(n) - (n - 1) / 2 for n in patch), indexing="ij"))
-    middle = (np.array(volume.shape) - 1) / 2
+    middle = np.array(sample.centre)
     places = np.tensordot(spatial.matrix, offsets, axes=1) + middle[:, None, None, None]
-    result = ndimage.map_coordinates(volume.astype(float), places, order=1, mode="constant", cval=beyond)
+    result = ndimage.map_coordinates(volume.astype(float), places, order=1, mode="grid-constant", cval=beyond)
     return np.flip(result, spatial.flips)
 
 
@@ -86,7 +86,10 @@ def test_input_channels_are_the_stored_segmentation_moved_as_the_image(make_seco
             )
             for channel, source in ((0, label[index, 0].numpy()), (1, None)):
                 shares = np.stack(
-                    [moved(sample.label[channel].clip(0) == value, sample, patch, beyond=0.0) for value in (0, 1, 2)]
+                    [
+                        moved(sample.label[channel].clip(0) == value, sample, patch, beyond=float(value == 0))
+                        for value in (0, 1, 2)
+                    ]
                 )
                 ranked = np.sort(shares, axis=0)
                 clear = ranked[-1] - ranked[-2] > 1e-3

@@ -1,0 +1,53 @@
+"""A batch holds the samples, cut and mirrored, with its channels where the network wants them."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from autoseg.augment import Spatial
+from autoseg.training.data import Sample
+from autoseg.training.sampling import VALIDATION, Stream
+from autoseg.training.step import Kitchen, make_batch
+
+MIRRORED = [(), (0,), (1,), (0, 1)]
+
+
+def kitchen_of(patch: tuple[int, ...], masked: tuple[int, ...] = ()) -> Kitchen:
+    return Kitchen(
+        device=torch.device("cpu"),
+        precision=None,
+        patch_size=patch,
+        masked_channels=masked,
+        policy=None,
+        stream=Stream(seed=0, fold="0", kind=VALIDATION),
+    )
+
+
+def sample_of(channels: int, patch: tuple[int, ...], flips: tuple[int, ...]) -> Sample:
+    rng = np.random.default_rng(sum(flips))
+    spatial = Spatial(matrix=np.eye(len(patch)), flips=flips, identity=True)
+    image = rng.standard_normal((channels, *patch)).astype(np.float32)
+    return Sample(image=image, label=rng.integers(-1, 4, (1, *patch)).astype(np.int16), spatial=spatial)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("patch", [(6, 8), (4, 6, 8)])
+def test_every_channel_and_the_target_are_mirrored_alike(channels: int, patch: tuple[int, ...]) -> None:
+    samples = [sample_of(channels, patch, flips) for flips in MIRRORED]
+    image, target = make_batch(samples, kitchen_of(patch), step=0)
+    assert image.is_contiguous(memory_format=kitchen_of(patch).memory_format)
+    for sample, flips, mine, label in zip(samples, MIRRORED, image, target, strict=True):
+        axes = [axis + 1 for axis in flips]
+        np.testing.assert_array_equal(mine.numpy(), np.flip(sample.image, axes))
+        np.testing.assert_array_equal(label.numpy(), np.flip(sample.label, axes).clip(0))
+
+
+def test_outside_the_mask_masked_channels_are_zero_and_others_are_not() -> None:
+    sample = sample_of(2, (4, 6, 8), (0,))
+    image, _ = make_batch([sample], kitchen_of((4, 6, 8), masked=(1,)), step=0)
+    outside = np.flip(sample.label[0] < 0, 0)
+    expected = np.flip(sample.image, 1)
+    np.testing.assert_array_equal(image[0, 0].numpy(), expected[0])
+    np.testing.assert_array_equal(image[0, 1].numpy(), np.where(outside, 0, expected[1]))
