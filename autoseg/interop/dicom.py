@@ -46,7 +46,7 @@ def dicom_collection(folder: Path, *, channels: Sequence[str] = (), labels: Path
         elif found is None:
             problems.append(f"{annotation.path}: the series {uid or 'that it is about'} is not there")
         else:
-            problems.append(found.message)
+            problems.append(found.error.message)
     if problems or not by_series:
         listed = list(dict.fromkeys(problems)) or ["no series has an RTSTRUCT or SEG"]
         raise DatasetError(

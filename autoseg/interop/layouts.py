@@ -121,12 +121,37 @@ def manifest_collection(path: Path, *, channels: Sequence[str] = (), labels: Pat
             hint="columns are image (or image_0, image_1, ...), label, and if wanted case and split",
         )
     _refuse_per_split(entries, path)
-    names = tuple(channels) or tuple(given.get("channels") or ()) or _numbered(entries)
+    names = tuple(channels) or _channels(given, path) or _numbered(entries)
     named = _json(labels) if labels is not None else given
-    values = named.get("labels") or _found_labels(entries)
+    source = path if labels is None else labels
+    values = _labels(named, source) or _found_labels(entries)
     facts = {"regions_class_order": named["regions_class_order"]} if "regions_class_order" in named else {}
-    labels_of(values, facts.get("regions_class_order"), source=str(path if labels is None else labels))
+    labels_of(values, facts.get("regions_class_order"), source=str(source))
     return Collection(name=path.stem, channels=names, labels=values, entries=tuple(entries), facts=facts)
+
+
+def _channels(given: Mapping[str, Any], path: Path) -> tuple[str, ...]:
+    """The names of channels that a manifest gives; a single text is one name."""
+    names = given.get("channels")
+    names = [names] if isinstance(names, str) else [] if names is None else names
+    if not isinstance(names, list) or not all(isinstance(name, str) and name.strip() for name in names):
+        raise DatasetError(
+            f'"channels" in {path} must be a list of names, found {names!r}', hint='write {"channels": ["CT"]}'
+        )
+    return tuple(names)
+
+
+def _labels(named: Mapping[str, Any], source: Path) -> Mapping[str, Any]:
+    """The names and integers of labels that a file gives, empty where it has none."""
+    values = named.get("labels")
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise DatasetError(
+            f'"labels" in {source} must map names to integers, found {values!r}',
+            hint='write {"labels": {"background": 0, "liver": 1}}',
+        )
+    return values
 
 
 def _pair(item: Any, folder: Path, count: int) -> Entry | str:

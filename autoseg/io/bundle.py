@@ -133,6 +133,17 @@ def open_bundle(path: Path) -> Iterator[Bundle]:
         yield Bundle(path, manifest, archive)
 
 
+def is_bundle(path: Path) -> bool:
+    """Whether a file looks like one of ``write_bundle``; ``open_bundle`` tells whether it is whole."""
+    if not path.is_file() or not zipfile.is_zipfile(path):
+        return False
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return MANIFEST in archive.namelist()
+    except (OSError, *BROKEN_ZIP):
+        return False
+
+
 def file_sha256(path: Path) -> str:
     with path.open("rb") as stream:
         return _digest(stream)[0]

@@ -6,7 +6,9 @@ third axis of the grid completes a right-handed system whatever the order of nam
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,10 +17,13 @@ import SimpleITK as sitk  # noqa: N813 - the name everybody uses
 
 from autoseg.errors import DatasetError
 from autoseg.io.volume import Geometry, Volume
+from autoseg.log import get_logger
+
+_LOG = get_logger(__name__)
 
 _MODALITY, _SERIES = "0008|0060", "0020|000e"
 _POSITION, _ORIENTATION, _PIXEL_SPACING = "0020|0032", "0020|0037", "0028|0030"
-_THICKNESS = "0018|0050"
+_THICKNESS, _FRAMES = "0018|0050", "0028|0008"
 # What is no image, though some of it has pixels.
 _DERIVED = {"SEG", "RTSTRUCT", "RTPLAN", "RTDOSE", "SR", "PR", "KO", "REG"}
 
@@ -26,6 +31,12 @@ _DERIVED = {"SEG", "RTSTRUCT", "RTPLAN", "RTDOSE", "SR", "PR", "KO", "REG"}
 _UNEVEN, _UNEVEN_MM = 0.02, 0.02
 # Directions are cosines with a few digits.
 _PARALLEL = 1e-3
+
+# The element Modality with its value in both byte layouts of little endian: SimpleITK opens nothing without pixels.
+_MODALITY_BYTES = re.compile(rb"\x08\x00\x60\x00.{4}([A-Z]{2,16})", re.DOTALL)
+_HEAD = 1 << 14
+# File names in a line of the log.
+_SHOWN = 3
 
 
 @dataclass(frozen=True)
@@ -54,6 +65,15 @@ class Series:
     geometry: Geometry
 
 
+@dataclass(frozen=True)
+class BrokenSeries:
+    """An image series that makes no volume: its files by name, and what is wrong."""
+
+    uid: str
+    files: tuple[Path, ...]
+    error: DatasetError
+
+
 def is_dicom(path: Path) -> bool:
     """Whether a file has the mark of DICOM."""
     try:
@@ -73,32 +93,53 @@ def holds_dicom(folder: Path) -> bool:
     return next(dicom_files(folder), None) is not None
 
 
+def modalities(folder: Path) -> dict[str, int]:
+    """How many DICOM files below a folder are of which modality ("unknown" where the file does not say it)."""
+    counts: Counter[str] = Counter()
+    for path in dicom_files(folder):
+        with path.open("rb") as stream:
+            found = _MODALITY_BYTES.search(stream.read(_HEAD))
+        counts[found[1].decode() if found else "unknown"] += 1
+    return dict(sorted(counts.items()))
+
+
 def find_series(folder: Path | str) -> tuple[Series, ...]:
     """The image series below a folder, each with its grid, ordered by their first file.
 
     Raises:
-        DatasetError: a series has no even grid (a gap, slices twice, a tilted gantry).
+        DatasetError: a series has no even grid (a gap, slices twice, a tilted gantry) or is multi-frame.
     """
     found = scan_series(Path(folder))
     for one in found.values():
-        if isinstance(one, DatasetError):
-            raise one
+        if isinstance(one, BrokenSeries):
+            raise one.error
     return tuple(one for one in found.values() if isinstance(one, Series))
 
 
-def scan_series(folder: Path) -> dict[str, Series | DatasetError]:
-    """Series instance UID -> series, or what is wrong with it, of every image series below a folder."""
-    by_uid: dict[str, list[_Slice]] = {}
+def scan_series(folder: Path) -> dict[str, Series | BrokenSeries]:
+    """Series instance UID -> series, or what is wrong with it, of every image series below a folder.
+
+    Single pictures without a place in the patient (screenshots) are left out, and the log names them.
+    """
+    by_uid: dict[str, list[tuple[Path, Mapping[str, str]]]] = {}
+    placeless = []
     for path in dicom_files(folder):
-        found = _slice(path)
-        if found is not None:
-            by_uid.setdefault(found.series, []).append(found)
-    result: dict[str, Series | DatasetError] = {}
-    for uid, slices in by_uid.items():
+        header = _header(path)
+        if header is None:
+            continue
+        if _placed(header) or _frames(header) > 1:
+            by_uid.setdefault(header.get(_SERIES, ""), []).append((path, header))
+        else:
+            placeless.append(str(path))
+    if placeless:
+        shown = ", ".join(placeless[:_SHOWN]) + (", ..." if len(placeless) > _SHOWN else "")
+        _LOG.warning("%d DICOM images without a place in the patient are left out: %s", len(placeless), shown)
+    result: dict[str, Series | BrokenSeries] = {}
+    for uid, files in by_uid.items():
         try:
-            result[uid] = _series(uid, slices)
+            result[uid] = _series(uid, [_slice(path, header) for path, header in files])
         except DatasetError as error:
-            result[uid] = error
+            result[uid] = BrokenSeries(uid, tuple(path for path, _ in files), error)
     return result
 
 
@@ -110,7 +151,8 @@ def series_of(files: Sequence[Path]) -> Series:
     """
     slices: list[_Slice] = []
     for path in files:
-        found = _slice(path)
+        header = _header(path)
+        found = None if header is None or not _placed(header) else _slice(path, header)
         if found is None or (slices and found.series != slices[0].series):
             raise DatasetError(f"{path} is no slice of the series of {files[0]}", hint="give the files of one series")
         slices.append(found)
@@ -158,8 +200,8 @@ def _smallest(data: np.ndarray) -> np.ndarray:
     return data.astype(np.float32) if data.dtype == np.float64 else data
 
 
-def _slice(path: Path) -> _Slice | None:
-    """What the header of an image says; None for what is no image with a place in the patient."""
+def _header(path: Path) -> dict[str, str] | None:
+    """Tag -> value of an image; None for what is no image, or none of the patient."""
     reader = sitk.ImageFileReader()
     reader.SetImageIO("GDCMImageIO")
     reader.SetFileName(str(path))
@@ -172,8 +214,29 @@ def _slice(path: Path) -> _Slice | None:
     finally:
         sitk.ProcessObject.SetGlobalWarningDisplay(shown)
     values = {key: reader.GetMetaData(key).strip() for key in reader.GetMetaDataKeys()}
-    if values.get(_MODALITY) in _DERIVED or _POSITION not in values or _ORIENTATION not in values:
-        return None
+    return None if values.get(_MODALITY) in _DERIVED else values
+
+
+def _placed(header: Mapping[str, str]) -> bool:
+    return _POSITION in header and _ORIENTATION in header
+
+
+def _frames(header: Mapping[str, str]) -> int:
+    text = header.get(_FRAMES, "")
+    return int(text) if text.isdecimal() else 1
+
+
+def _slice(path: Path, values: Mapping[str, str]) -> _Slice:
+    """What the header of an image says of its place.
+
+    Raises:
+        DatasetError: it is multi-frame, or the numbers cannot be read.
+    """
+    if _frames(values) > 1:
+        raise DatasetError(
+            f"{path} is multi-frame: {_frames(values)} frames in one file",
+            hint="convert multi-frame files to NIfTI first",
+        )
     try:
         position, cosines = _numbers(values[_POSITION]), _numbers(values[_ORIENTATION])
         rows, columns = _numbers(values.get(_PIXEL_SPACING, "1\\1"))
@@ -252,11 +315,13 @@ def _step(ordered: Sequence[_Slice]) -> float:
 
 
 __all__ = [
+    "BrokenSeries",
     "Series",
     "dicom_files",
     "find_series",
     "holds_dicom",
     "is_dicom",
+    "modalities",
     "read_dicom_series",
     "read_series",
     "scan_series",

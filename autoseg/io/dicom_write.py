@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,13 +17,14 @@ _SERIES_NUMBER = 900
 
 
 def write_dicom_seg(
-    path: Path, labels: np.ndarray, series: Series, names: Mapping[int, str], *, model: str = "autoseg"
+    path: Path, labels: np.ndarray, series: Series, segments: Mapping[str, Sequence[int]], *, model: str = "autoseg"
 ) -> None:
     """Write a label map as a binary DICOM SEG that refers to the series, atomically.
 
     Args:
         labels: (z, y, x) integers on the grid of ``series``.
-        names: integer -> name; one segment each, in this order, also where no voxel has it.
+        segments: name -> the integers of its voxels; one segment each, in this order, also where no voxel has them.
+            Segments may share integers. The first integer is the code of the segment.
         model: what made the labels, for the record of the algorithm.
 
     Raises:
@@ -40,7 +41,7 @@ def write_dicom_seg(
         ) from error
     if len(labels) != len(series.files):
         raise DatasetError(
-            f"{len(labels)} planes of labels do not fit {len(series.files)} slices", hint="check the input"
+            f"{len(labels)} planes of labels do not fit {len(series.files)} slices", hint="leave out --dicom-seg"
         )
     algorithm = highdicom.AlgorithmIdentificationSequence(
         name=model[:64], version=version(), family=codes.cid7162.ArtificialIntelligence
@@ -50,13 +51,13 @@ def write_dicom_seg(
             segment_number=number,
             segment_label=name[:64],
             segmented_property_category=codes.SCT.AnatomicalStructure,
-            segmented_property_type=highdicom.sr.CodedConcept(str(value), "99AUTOSEG", name[:64]),
+            segmented_property_type=highdicom.sr.CodedConcept(str(integers[0]), "99AUTOSEG", name[:64]),
             algorithm_type=highdicom.seg.SegmentAlgorithmTypeValues.AUTOMATIC,
             algorithm_identification=algorithm,
         )
-        for number, (value, name) in enumerate(names.items(), start=1)
+        for number, (name, integers) in enumerate(segments.items(), start=1)
     ]
-    masks = np.stack([labels == value for value in names], axis=-1).astype(np.uint8)
+    masks = np.stack([np.isin(labels, integers) for integers in segments.values()], axis=-1).astype(np.uint8)
     try:
         segmentation = highdicom.seg.Segmentation(
             source_images=[pydicom.dcmread(file) for file in series.files],
@@ -75,7 +76,7 @@ def write_dicom_seg(
         )
     except (AttributeError, ValueError, TypeError) as error:
         raise DatasetError(
-            f"{series.files[0]} and its series cannot carry a DICOM SEG: {error}", hint="write NIfTI instead"
+            f"{series.files[0]} and its series cannot carry a DICOM SEG: {error}", hint="leave out --dicom-seg"
         ) from error
     with atomic_path(path) as temporary:
         segmentation.save_as(temporary)

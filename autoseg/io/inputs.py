@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 
-from autoseg.errors import DatasetError
-from autoseg.io.dicom import Series, find_series, holds_dicom, is_dicom, read_series, series_of
+from autoseg.errors import DatasetError, joined
+from autoseg.io.dicom import (
+    BrokenSeries,
+    Series,
+    holds_dicom,
+    is_dicom,
+    modalities,
+    read_series,
+    scan_series,
+    series_of,
+)
 from autoseg.io.dicom_write import write_dicom_seg
 from autoseg.io.discover import find_cases
 from autoseg.io.images import READABLE_ENDINGS, label_ending, read_channels, split_ending
@@ -19,30 +30,37 @@ from autoseg.schema.dataset import CaseFiles, Labels
 _ENDING = ".nii.gz"
 
 
-def cases_to_predict(path: Path, *, num_channels: int, file_ending: str) -> tuple[CaseFiles, ...]:
+@dataclass(frozen=True, kw_only=True)
+class Inputs:
+    """The cases to segment, at least one; ``broken`` are the names of those that cannot be, with the reasons."""
+
+    cases: tuple[CaseFiles, ...]
+    broken: Mapping[str, DatasetError] = field(default_factory=dict)
+
+
+def cases_to_predict(path: Path, *, num_channels: int, file_ending: str) -> Inputs:
     """The cases of a file or folder. The images of a DICOM case are its slices, in the order of their planes.
 
     A DICOM case is called as the folder of its series.
 
     Raises:
-        DatasetError: as ``find_cases`` and ``find_series``; DICOM for a model of several channels.
+        DatasetError: as ``find_cases``; DICOM for a model of several channels; no series is an image that can be read.
     """
     path = path.expanduser().absolute()
     plain = path.is_file() or (path.is_dir() and any(_readable(file) for file in path.iterdir()))
     if plain or not path.is_dir() or not holds_dicom(path):
-        return find_cases(path, num_channels=num_channels, file_ending=file_ending)
+        return Inputs(cases=find_cases(path, num_channels=num_channels, file_ending=file_ending))
     if num_channels != 1:
         raise DatasetError(
             f"{path} holds DICOM series, and the model needs {num_channels} channels per case",
             hint="convert the series to one NIfTI file per channel: case_0000.nii.gz, case_0001.nii.gz, ...",
         )
-    found = find_series(path)
-    names = [_name(path, one) for one in found]
-    twice = {name for name, count in Counter(names).items() if count > 1}
-    return tuple(
-        CaseFiles(id=f"{name}_{number}" if name in twice else name, images=tuple(map(str, one.files)))
-        for number, (name, one) in enumerate(zip(names, found, strict=True), start=1)
-    )
+    named = _named(path)
+    cases = [CaseFiles(id=name, images=tuple(map(str, one.files))) for name, one in named if isinstance(one, Series)]
+    broken = {name: one.error for name, one in named if isinstance(one, BrokenSeries)}
+    if not cases:
+        _refuse_all(path, list(broken.values()))
+    return Inputs(cases=tuple(cases), broken=broken)
 
 
 def read_case(case: CaseFiles) -> Volume:
@@ -60,17 +78,52 @@ def output_ending(case: CaseFiles) -> str:
 
 def write_case_seg(path: Path, case: CaseFiles, segmentation: np.ndarray, labels: Labels) -> None:
     """Write the segmentation (z, y, x) of a DICOM case as DICOM SEG, a segment per label; see ``write_dicom_seg``."""
-    values: Sequence[int] = labels.regions_class_order or [label.values[0] for label in labels.foreground]
-    names = dict(zip(values, labels.names, strict=True))
-    write_dicom_seg(path, segmentation, series_of([Path(image) for image in case.images]), names)
+    write_dicom_seg(path, segmentation, series_of([Path(image) for image in case.images]), _segments(labels))
+
+
+def _segments(labels: Labels) -> dict[str, tuple[int, ...]]:
+    """Name -> the integers of a segmentation that belong to it, the label's own first.
+
+    A segmentation holds one integer per voxel, that of the last region there: a region is also where the integers of
+    the regions inside it are.
+    """
+    if not labels.has_regions:
+        return {label.name: label.values for label in labels.foreground}
+    own = list(zip(labels.foreground, labels.regions_class_order or (), strict=True))
+    return {
+        label.name: (value, *(other for part, other in own if part != label and set(part.values) <= set(label.values)))
+        for label, value in own
+    }
 
 
 def _readable(path: Path) -> bool:
     return path.name.lower().endswith(READABLE_ENDINGS) and not path.name.startswith(".") and path.is_file()
 
 
-def _name(root: Path, series: Series) -> str:
-    return "_".join(series.files[0].parent.relative_to(root).parts) or root.name
+def _named(root: Path) -> list[tuple[str, Series | BrokenSeries]]:
+    """Every image series below a folder with its name, which stays when a broken one is mended."""
+    found = list(scan_series(root).values())
+    names = ["_".join(one.files[0].parent.relative_to(root).parts) or root.name for one in found]
+    twice = {name for name, count in Counter(names).items() if count > 1}
+    return [
+        (f"{name}_{number}" if name in twice else name, one)
+        for number, (name, one) in enumerate(zip(names, found, strict=True), start=1)
+    ]
 
 
-__all__ = ["cases_to_predict", "output_ending", "read_case", "write_case_seg"]
+def _refuse_all(folder: Path, errors: list[DatasetError]) -> NoReturn:
+    if len(errors) == 1:
+        raise errors[0]
+    if errors:
+        raise DatasetError(
+            f"no series in {folder} can be segmented:\n{joined([error.message for error in errors])}",
+            hint="mend these series, or convert them to NIfTI",
+        )
+    kinds = ", ".join(f"{count} {kind}" for kind, count in modalities(folder).items())
+    raise DatasetError(
+        f"{folder} has no image series: its DICOM files are {kinds}",
+        hint="give the folder of slices that have a place in the patient",
+    )
+
+
+__all__ = ["Inputs", "cases_to_predict", "output_ending", "read_case", "write_case_seg"]

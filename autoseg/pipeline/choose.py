@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 from autoseg import records
 from autoseg.errors import ModelFolderError, SettingError
 from autoseg.interop.nnunet_model import as_model_folder
+from autoseg.io.bundle import is_bundle
 from autoseg.io.discover import resolve_workspace
 from autoseg.log import get_logger
 from autoseg.pipeline.context import choose_dataset
@@ -56,7 +59,7 @@ def choose(settings: PredictSettings) -> Choice:
         choice = None if settings.configuration or settings.arch else _selected(results, settings.fold)
         model = _best(settings, results.root) if choice is None else choice.first
     if choice is None:
-        choice = Choice(models=(model,), steps=_own_steps(model, settings.fold))
+        choice = Choice(models=(model,), steps=own_steps(model, settings.fold))
     if not settings.postprocess:
         return Choice(models=choice.models)
     for step in choice.steps:
@@ -69,7 +72,12 @@ def _results(settings: ModelSettings) -> SelectionFolder:
     return workspace.selection(choose_dataset(settings.dataset, workspace))
 
 
-def _own_steps(model: ModelFolder, folds: tuple[str, ...]) -> tuple[PostStep, ...]:
+def own_steps(model: ModelFolder, folds: tuple[str, ...]) -> tuple[PostStep, ...]:
+    """The post-processing in the model's folder, none where it was chosen for other weights of ``folds`` (and say so).
+
+    Raises:
+        RecordError: it cannot be read.
+    """
     if not model.postprocessing.exists():
         return ()
     known = records.load(PostProcessing, model.postprocessing)
@@ -131,7 +139,7 @@ def choose_model(settings: ModelSettings) -> ModelFolder:
     if settings.model is not None:
         cache = resolve_workspace(settings.workdir).root / "cache" / "nnunet"
         folder = as_model_folder(settings.model, cache, configuration=settings.configuration)
-        return _named_model(folder, settings)
+        return _named_model(folder, Path(settings.model).expanduser().absolute(), settings)
     results = _results(settings)
     if settings.configuration is None and settings.arch is None and results.file.exists():
         for candidate in records.load(Selection, results.file).candidates:
@@ -163,22 +171,34 @@ def _best(settings: ModelSettings, root: Path) -> ModelFolder:
     return best
 
 
-def _named_model(root: Path, settings: ModelSettings) -> ModelFolder:
+def _named_model(root: Path, named: Path, settings: ModelSettings) -> ModelFolder:
+    """The model in ``root``, which is ``named`` itself or its translation from nnU-Net."""
     folder = ModelFolder(root)
     if not folder.finished_folds():
-        raise ModelFolderError(
-            f"{root} is not a folder of a trained model", hint="give the folder that holds plan.json and fold_0"
-        )
+        _refuse_named(named)
     for flag, asked, found in (
         ("configuration", settings.configuration, configuration_of),
         ("arch", settings.arch, architecture_of),
     ):
         if asked is not None and asked != found(folder):
             raise SettingError(
-                f"{root} is a model of {_WORDS[flag]} {found(folder)}, not {asked}",
+                f"{named} is a model of {_WORDS[flag]} {found(folder)}, not {asked}",
                 hint=f"leave out --{flag}, or give another --model",
             )
     return folder
+
+
+def _refuse_named(path: Path) -> NoReturn:
+    if not path.exists():
+        raise ModelFolderError(f"{path} does not exist", hint="give the folder of a trained model with --model")
+    if is_bundle(path):
+        raise ModelFolderError(
+            f"{path} is a model that is not installed yet",
+            hint=f"run {shlex.join(['autoseg_install', '-i', str(path)])}, then name the folder that it prints",
+        )
+    raise ModelFolderError(
+        f"{path} is not a folder of a trained model", hint="give the folder that holds plan.json and fold_0"
+    )
 
 
 def architecture_of(folder: ModelFolder) -> str:

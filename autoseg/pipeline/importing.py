@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from autoseg import records
@@ -23,7 +23,8 @@ from autoseg.schema.importing import ImportSettings
 _LOG = get_logger(__name__)
 
 MERGED = "merged.json"
-_NAME = re.compile(r"Dataset(\d{3,})_\w")
+_NAME = re.compile(r"Dataset(\d{3,})_\w[^/\\]*")
+_NUMBERED = re.compile(r"Dataset\d{3,}_")
 
 
 def import_source(settings: ImportSettings) -> Path:
@@ -157,19 +158,42 @@ def _has_training_list(path: Path) -> bool:
 
 
 def _dataset_name(wanted: str, raw: Path) -> str:
-    """``DatasetNNN_Name``: the name if it has this form, the number of a Decathlon task, else the next free number."""
-    if _NAME.match(wanted):
+    """``DatasetNNN_Name``: the name if it has this form, the number of a Decathlon task, else the next free number.
+
+    Raises:
+        SettingError: it has this form and is no name of a folder, or another dataset has the number.
+    """
+    there = {match[0]: int(match[1]) for path in _children(raw) if (match := _NAME.fullmatch(path.name))}
+    free = f"{max([*there.values(), 0]) + 1:03d}"
+    name = _with_number(wanted, there, free)
+    number = re.findall(r"\d+", name)[0]
+    same = [other for other, taken in there.items() if taken == int(number)]
+    if same and name not in there:
+        raise SettingError(
+            f"{raw / same[0]} has the number {int(number)} already, and {name} would share it",
+            hint=f"give --name {name.replace(number, free, 1)}",
+        )
+    return name
+
+
+def _with_number(wanted: str, there: Iterable[str], free: str) -> str:
+    if _NUMBERED.match(wanted):
+        if not _NAME.fullmatch(wanted) or ".." in wanted or not wanted.isprintable():
+            raise SettingError(
+                f"{wanted!r} cannot be the name of a folder", hint="give a --name such as Dataset003_Liver"
+            )
         return wanted
     word = re.sub(r"\W+", "_", wanted).strip("_") or "Imported"
     task = re.fullmatch(r"Task(\d+)_(\w+)", word)
     if task:
         return f"Dataset{int(task[1]):03d}_{task[2]}"
-    there = sorted(raw.glob(f"Dataset*_{word}")) if raw.is_dir() else []
-    if there:
-        # Imported before: the same name goes on there.
-        return there[0].name
-    taken = [int(match[1]) for path in (raw.iterdir() if raw.is_dir() else ()) if (match := _NAME.match(path.name))]
-    return f"Dataset{max([*taken, 0]) + 1:03d}_{word}"
+    # Imported before: the same name goes on there.
+    before = [name for name in sorted(there) if _NUMBERED.sub("", name) == word]
+    return before[0] if before else f"Dataset{free}_{word}"
+
+
+def _children(folder: Path) -> Iterable[Path]:
+    return folder.iterdir() if folder.is_dir() else ()
 
 
 __all__ = ["import_source"]

@@ -30,10 +30,11 @@ _BYTES_PER_VOXEL = 16
 
 @dataclass(frozen=True, kw_only=True)
 class PlotCase:
-    """Files of one case; ``reference`` or ``prediction`` may be missing, not both."""
+    """Files of one case; ``reference`` or ``prediction`` may be missing, not both. ``channel`` counts in the image."""
 
     id: str
     image: Path
+    channel: int
     reference: Path | None
     prediction: Path | None
 
@@ -42,7 +43,7 @@ def plot(settings: PlotSettings) -> tuple[Path, ...]:
     """Draw every case that has an image and a label or segmentation; the pictures' paths.
 
     Raises:
-        SettingError: no folder, or no case has both.
+        SettingError: no folder, no case has both, or no case has the channel.
         PartialError: some cases could not be drawn, each with the reason.
     """
     if settings.references is None and settings.predictions is None:
@@ -55,7 +56,7 @@ def plot(settings: PlotSettings) -> tuple[Path, ...]:
         _LOG.warning("%d have no image and are left out: %s", len(alone), _some(alone))
     records.make_folder(outputs)
     few = settings.workers is None and len(cases) < _FEW
-    draw = partial(_draw, labels=labels, outputs=outputs, channel=settings.channel)
+    draw = partial(_draw, labels=labels, outputs=outputs)
     outcomes = map_cases(draw, cases, workers=0 if few else settings.workers, bytes_per_item=_bytes(cases[0]))
     written: list[Path] = []
     problems: list[str] = []
@@ -83,17 +84,23 @@ def _cases(settings: PlotSettings) -> tuple[list[PlotCase], list[str]]:
     predictions = _by_name(settings.predictions, "--predictions", LABEL_ENDINGS)
     found, alone = [], []
     for name in sorted({*references, *predictions}):
-        image = images.get(f"{name}_{settings.channel:04d}") or images.get(name)
+        own = images.get(f"{name}_{settings.channel:04d}")
+        # A file may hold all channels inside, under either name.
+        image = own or images.get(name) or images.get(f"{name}_0000")
         if image is None:
             alone.append(name)
             continue
-        case = PlotCase(id=name, image=image, reference=references.get(name), prediction=predictions.get(name))
-        found.append(case)
+        channel = 0 if own else settings.channel
+        sides = {"reference": references.get(name), "prediction": predictions.get(name)}
+        found.append(PlotCase(id=name, image=image, channel=channel, **sides))
     if not found:
         raise SettingError(
             f"no image in {settings.images} belongs to a label ({_some(alone) or 'there are none'})",
             hint=f"the label case.nii.gz belongs to the image case_{settings.channel:04d}.nii.gz or case.nii.gz",
         )
+    lacking = list(map(_lacking_channel, found))
+    if lacking[0] and all(lacking):
+        raise SettingError(lacking[0], hint="give another --channel; the first is 0")
     if Path(settings.images).is_file():
         # One image was asked for; the labels of others are no loss.
         alone = []
@@ -145,22 +152,34 @@ def _integers(path: Path) -> set[int]:
         return set()
 
 
-def _draw(case: PlotCase, *, labels: Labels, outputs: Path, channel: int) -> Path:
+def _lacking_channel(case: PlotCase) -> str:
+    """Says that a case does not have its channel, empty if it has, or if the file cannot be read: drawing tells."""
+    try:
+        count = read_shape(case.image)[0] if case.channel else 1
+    except DatasetError:
+        return ""
+    if case.channel < count:
+        return ""
+    has = "1 channel" if count == 1 else f"{count} channels"
+    return f"{case.image} has {has}, and there is no file of channel {case.channel}"
+
+
+def _draw(case: PlotCase, *, labels: Labels, outputs: Path) -> Path:
+    lacking = _lacking_channel(case)
+    if lacking:
+        raise DatasetError(lacking)
     image = read_image(case.image)
     maps = [None if path is None else read_label(path) for path in (case.reference, case.prediction)]
     for path, volume in zip((case.reference, case.prediction), maps, strict=True):
         if volume is not None and volume.shape != image.shape:
             raise DatasetError(f"{path} has {volume.shape} voxels (z, y, x), {case.image} {image.shape}")
-    if not 0 <= channel < len(image.data):
-        # Each channel has a file of its own, and this is the one.
-        channel = 0
     # An absent side has no outline.
     nothing = np.zeros(image.shape, np.uint8)
     reference, prediction = (nothing if volume is None else volume.data[0] for volume in maps)
     target = outputs / f"{case.id}.png"
     overlay_png(
         target,
-        image.data if channel == 0 else image.data[channel : channel + 1],
+        image.data if case.channel == 0 else image.data[case.channel : case.channel + 1],
         reference,
         prediction,
         labels=labels,

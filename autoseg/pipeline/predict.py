@@ -105,8 +105,8 @@ def predict(settings: PredictSettings) -> PredictReport:
     choice = choose(settings)
     spec = records.load(DatasetSpec, choice.first.dataset)
     found = cases_to_predict(Path(settings.inputs), num_channels=len(spec.channels), file_ending=spec.file_ending)
-    twins = _twins(found)
-    cases = [case for case in found if case.id not in twins]
+    unusable = {**found.broken, **_twins(found.cases)}
+    cases = [case for case in found.cases if case.id not in unusable]
     if settings.dicom_seg:
         refuse_other_formats(cases)
     outputs = Path(settings.outputs).expanduser().absolute()
@@ -116,11 +116,11 @@ def predict(settings: PredictSettings) -> PredictReport:
     records.make_folder(outputs)
     predictor = _predictor(choice, settings)
     todo = _begin(cases, targets, choice, predictor, settings, outputs)
-    failed = {**twins, **_run(todo, targets, predictor, choice.steps, settings, spec.labels)}
+    failed = {**unusable, **_run(todo, targets, predictor, choice.steps, settings, spec.labels)}
     if isinstance(predictor, AnyDoubtful):
         sum_up_doubts(outputs, targets, predictor)
     if failed:
-        _raise(failed, len(cases) + len(twins), outputs)
+        _raise(failed, len(cases) + len(unusable), outputs)
     done = {case.id for case in todo}
     report = PredictReport(
         model=choice.first.root,
@@ -341,7 +341,9 @@ def _load(case: CaseFiles, *, predictor: AnyPredictor, probabilities: bool) -> _
 
 
 def _write(result: _Result, target: Path, steps: Sequence[PostStep], seg: Labels | None) -> Exception | None:
-    """Write a result, with ``seg`` as DICOM SEG too; the segmentation comes last: that it is there says all are."""
+    """Write a result, with ``seg`` as DICOM SEG too. That the segmentation is there says that all before it are; the
+    SEG comes after it, which some series cannot carry.
+    """
     if result.segmentation is None or result.geometry is None:
         return None
     try:
@@ -351,15 +353,22 @@ def _write(result: _Result, target: Path, steps: Sequence[PostStep], seg: Labels
         if result.segmentation.doubt is not None:
             write_doubt(target, result.segmentation.doubt, result.geometry)
         labels = postprocess(result.segmentation.labels, steps, voxel_size=result.geometry.voxel_size)
-        if seg is not None:
-            write_case_seg(seg_path(target), result.case, labels, seg)
         write_label(target, labels, result.geometry)
+        if seg is not None:
+            _write_seg(target, result.case, labels, seg)
     except ResourceError:
         # A full disk fails every image that follows.
         raise
     except (AutosegError, OSError) as error:
         return error
     return None
+
+
+def _write_seg(target: Path, case: CaseFiles, segmentation: np.ndarray, labels: Labels) -> None:
+    try:
+        write_case_seg(seg_path(target), case, segmentation, labels)
+    except DatasetError as error:
+        raise DatasetError(f"the segmentation is in {target}, but {error.message}", hint=error.hint) from error
 
 
 def _sentence(error: Exception) -> str:
@@ -373,9 +382,9 @@ def _raise(failed: Mapping[str, Exception], total: int, outputs: Path) -> None:
             # The exit status of these says more than that of a bad image.
             raise type(error)(f"{id_}: {error.message}", hint=error.hint) from error
         hint = error.hint if isinstance(error, AutosegError) else "check the image; --debug shows where it happened"
-        raise DatasetError(f"{id_} could not be segmented: {_sentence(error)}", hint=hint) from error
+        raise DatasetError(f"{id_} failed: {_sentence(error)}", hint=hint) from error
     lines = [f"{id_}: {_sentence(error)}" for id_, error in failed.items()]
     raise PartialError(
-        f"{len(failed)} of {total} images could not be segmented:\n{joined(lines)}",
+        f"{len(failed)} of {total} images failed:\n{joined(lines)}",
         hint=f"the others are complete in {outputs}; mend these and run the same command with --continue",
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk  # noqa: N813
 
-from autoseg.errors import DatasetError, SettingError
+from autoseg.errors import DatasetError, PartialError, SettingError
 from autoseg.inference.predictor import Predictor
 from autoseg.interop.collection import write_collection
 from autoseg.interop.dicom import dicom_collection
@@ -22,6 +23,7 @@ from autoseg.io.discover import read_dataset
 from autoseg.io.images import read_image, read_label
 from autoseg.io.inputs import cases_to_predict, output_ending, read_case, write_case_seg
 from autoseg.pipeline.predict import predict
+from autoseg.schema.dataset import Label, Labels
 from autoseg.schema.settings import PredictSettings
 
 pydicom = pytest.importorskip("pydicom", reason="needs autoseg[dicom]")
@@ -194,7 +196,7 @@ def test_a_written_seg_says_the_same_to_highdicom_and_to_us(scan, tmp_path, name
     ball = np.linalg.norm(places - CENTRE, axis=-1) <= RADIUS
     labels = ball * 5 + (ball & (places[..., 0] > CENTRE[0])) * 4
     target = tmp_path / "out" / "seg.dcm"
-    write_dicom_seg(target, labels, series, {5: "left half", 9: "right half", 7: "nothing"})
+    write_dicom_seg(target, labels, series, {"left half": [5], "right half": [9], "nothing": [7]})
     seg = highdicom.seg.segread(target)
     uids = [pydicom.dcmread(path, stop_before_pixels=True).SOPInstanceUID for path in made.files]
     # In the order in which the slices were made here, not in that of our volume.
@@ -245,7 +247,7 @@ def test_a_folder_of_cases_becomes_a_dataset_in_the_right_place(tmp_path):
 def test_series_are_cases_to_predict_and_get_their_seg(tmp_path, write_model):
     for name in ("left/ct", "right/ct"):
         made = Scan(tmp_path / "in" / name, ORIENTATIONS["oblique"], backwards=True)
-    cases = cases_to_predict(tmp_path / "in", num_channels=1, file_ending=".nii.gz")
+    cases = cases_to_predict(tmp_path / "in", num_channels=1, file_ending=".nii.gz").cases
     assert [case.id for case in cases] == ["left_ct", "right_ct"]
     assert {output_ending(case) for case in cases} == {".nii.gz"}
     volume = read_case(cases[1])
@@ -282,6 +284,91 @@ def test_predictions_of_series_are_written_as_seg_on_request(tmp_path, write_mod
     assert written.with_name("ct.dcm").exists()
     with pytest.raises(SettingError, match=r"none:\n.*ct"):
         predict(replace(settings, inputs=str(written), outputs=str(tmp_path / "other"), dicom_seg=True))
+
+
+def test_segments_of_regions_overlap(scan, tmp_path):
+    scan("axial")
+    (case,) = cases_to_predict(tmp_path, num_channels=1, file_ending=".nii.gz").cases
+    # Boxes inside one another, written over one another as by a network with these regions, and one beside them.
+    whole, core, centre, beside = (np.zeros(SHAPE, bool) for _ in range(4))
+    whole[1:8, 2:11, 2:9], core[3:6, 4:9, 3:7], centre[4:6, 5:7, 4:6], beside[1:8, 11:13] = True, True, True, True
+    found = np.zeros(SHAPE, np.uint8)
+    for value, mask in {3: whole, 1: core, 2: centre, 4: beside}.items():
+        found[mask] = value
+    regions = {"core": (1, 2), "whole": (1, 2, 3), "centre": (2,), "beside": (4,)}
+    labels = Labels(
+        foreground=tuple(Label(name=name, values=values) for name, values in regions.items()),
+        regions_class_order=(1, 3, 2, 4),
+    )
+    write_case_seg(tmp_path / "out" / "seg.dcm", case, found, labels)
+    seg = highdicom.seg.segread(tmp_path / "out" / "seg.dcm")
+    assert seg.SegmentsOverlap == "YES"
+    assert [one.SegmentLabel for one in seg.SegmentSequence] == list(regions)
+    uids = [pydicom.dcmread(path, stop_before_pixels=True).SOPInstanceUID for path in case.images]
+    pixels = seg.get_pixels_by_source_instance(uids, ignore_spatial_locations=True)
+    np.testing.assert_array_equal(pixels, np.stack([core, whole, centre, beside], axis=-1))
+
+
+def test_a_folder_without_an_image_series_is_refused_with_what_it_holds(scan, tmp_path):
+    made = scan()
+    (tmp_path / "annotations").mkdir()
+    for name in ("one", "two", "three"):
+        made.contours(tmp_path / "annotations" / f"{name}.dcm", {"Ball": RADIUS})
+    with pytest.raises(DatasetError, match="annotations has no image series: its DICOM files are 3 RTSTRUCT"):
+        cases_to_predict(tmp_path / "annotations", num_channels=1, file_ending=".nii.gz")
+
+
+def test_multi_frame_files_are_refused_and_screenshots_left_out(shared, tmp_path, caplog):
+    real = shared / "data" / "awkward" / "dicom" / "seg_dcmqi" / "23x38x3"
+    source = tmp_path / "in"
+    shutil.copytree(real / "multiframe", source / "enhanced")
+    with pytest.raises(DatasetError, match=r"mf\.dcm is multi-frame: 3 frames"):
+        cases_to_predict(source, num_channels=1, file_ending=".nii.gz")
+    shutil.copytree(real / "image", source / "plain")
+    screenshot = pydicom.dcmread(source / "plain" / "IMG0002.dcm")
+    del screenshot.ImagePositionPatient, screenshot.ImageOrientationPatient
+    screenshot.save_as(source / "plain" / "screenshot.dcm")
+    with caplog.at_level("WARNING", logger="autoseg"):
+        found = cases_to_predict(source, num_channels=1, file_ending=".nii.gz")
+    assert [case.id for case in found.cases] == ["plain"]
+    assert [Path(image).name for image in found.cases[0].images] == ["IMG0001.dcm", "IMG0002.dcm", "IMG0003.dcm"]
+    assert list(found.broken) == ["enhanced"]
+    assert "screenshot.dcm" in caplog.text
+
+
+def test_a_gapped_series_does_not_stop_the_others(tmp_path, write_model):
+    source, outputs = tmp_path / "in", tmp_path / "out"
+    Scan(source / "good", np.eye(3))
+    gapped = Scan(source / "gapped", np.eye(3))
+    gapped.files[4].unlink()
+    model = write_model(tmp_path / "model").root
+    settings = PredictSettings(inputs=str(source), outputs=str(outputs), model=str(model), device="cpu")
+    with pytest.raises(PartialError, match=r"1 of 2 images failed:\n.*gapped: between .* lie 5 mm"):
+        predict(settings)
+    assert read_label(outputs / "good.nii.gz").shape == SHAPE
+    assert not (outputs / "gapped.nii.gz").exists()
+    Scan(source / "also gapped", np.eye(3)).files[4].unlink()
+    shutil.rmtree(source / "good")
+    with pytest.raises(DatasetError, match=r"no series in .*\n.*lie 5 mm.*\n.*lie 5 mm"):
+        predict(settings)
+
+
+def test_a_segmentation_stays_where_its_series_cannot_carry_a_seg(tmp_path, write_model):
+    made = Scan(tmp_path / "in" / "ct", np.eye(3))
+    for path in made.files:
+        data = pydicom.dcmread(path)
+        del data.FrameOfReferenceUID
+        data.save_as(path)
+    model = write_model(tmp_path / "model").root
+    settings = PredictSettings(
+        inputs=str(tmp_path / "in"), outputs=str(tmp_path / "out"), model=str(model), dicom_seg=True, device="cpu"
+    )
+    with pytest.raises(DatasetError, match="cannot carry a DICOM SEG") as caught:
+        predict(settings)
+    assert f"the segmentation is in {tmp_path / 'out' / 'ct.nii.gz'}" in caught.value.message
+    assert "leave out --dicom-seg" in caught.value.hint
+    assert read_label(tmp_path / "out" / "ct.nii.gz").shape == SHAPE
+    assert not (tmp_path / "out" / "ct.dcm").exists()
 
 
 def test_annotations_without_their_series_are_listed_together(tmp_path):

@@ -15,9 +15,10 @@ import SimpleITK as sitk  # noqa: N813
 from autoseg.cli.main import main
 from autoseg.errors import DatasetError, ModelFolderError, PartialError, SettingError
 from autoseg.inference.predictor import Predictor
-from autoseg.io.discover import find_cases, read_dataset
+from autoseg.io.discover import find_cases, find_dataset, read_dataset
 from autoseg.io.verify import check_spec
 from autoseg.pipeline.importing import import_source
+from autoseg.schema.folders import Workspace
 from autoseg.schema.importing import ImportSettings
 
 SHAPE = (4, 5, 6)
@@ -193,6 +194,57 @@ def test_all_wrong_rows_are_listed(bring, tmp_path):
     for number in (1, 2, 3, 4):
         assert f"row {number}:" in caught.value.message
     assert not (tmp_path / "work").exists()
+
+
+def manifest_of_one(folder: Path, **given: object) -> Path:
+    save(folder / "t1.nii.gz", random(0))
+    save(folder / "mask.nii.gz", labelled(0, 1))
+    path = folder / "list.json"
+    path.write_text(json.dumps({**given, "cases": [{"image": "t1.nii.gz", "label": "mask.nii.gz"}]}))
+    return path
+
+
+def test_a_single_text_names_a_single_channel(bring, tmp_path):
+    assert read_dataset(bring(manifest_of_one(tmp_path, channels="CT"))).channels == ("CT",)
+
+
+@pytest.mark.parametrize("channels", [5, ["CT", 3], {"0": "CT"}, [" "]])
+def test_channels_of_a_wrong_kind_are_refused_with_the_right_form(bring, tmp_path, channels):
+    path = manifest_of_one(tmp_path, channels=channels)
+    with pytest.raises(DatasetError, match=r'"channels" in .*list\.json must be a list of names') as caught:
+        bring(path)
+    assert '{"channels": ["CT"]}' in caught.value.hint
+
+
+@pytest.mark.parametrize("labels", [5, "liver", ["liver"], []])
+def test_labels_of_a_wrong_kind_are_refused_with_the_right_form(bring, tmp_path, labels):
+    path = manifest_of_one(tmp_path, labels=labels)
+    with pytest.raises(DatasetError, match=r'"labels" in .*list\.json must map names to integers') as caught:
+        bring(path)
+    assert '{"labels": {"background": 0, "liver": 1}}' in caught.value.hint
+
+
+@pytest.mark.parametrize("name", ["Dataset003_Foo/../../evil", "Dataset003_Foo/x", "Dataset003_a..b", "Dataset003_"])
+def test_a_name_that_is_no_name_of_a_folder_is_refused(bring, tmp_path, name):
+    with pytest.raises(SettingError, match="cannot be the name of a folder"):
+        bring(manifest_of_one(tmp_path), name=name)
+    assert not (tmp_path / "work").exists()
+    assert not (tmp_path / "evil").exists()
+
+
+def test_a_number_stands_for_one_dataset(bring, tmp_path):
+    manifest = manifest_of_one(tmp_path)
+    first = bring(manifest, name="Dataset003_A")
+    bring(manifest, name="Dataset005_Other")
+    for name in ("Dataset003_B", "Dataset0003_B", "Task03_B"):
+        with pytest.raises(SettingError, match="Dataset003_A has the number 3 already") as caught:
+            bring(manifest, name=name)
+        assert "--name Dataset006_B" in caught.value.hint
+    assert find_dataset("3", Workspace(tmp_path / "work")) == first
+    assert bring(manifest, name="Dataset003_A") == first
+    # A name without a number goes on in the dataset of just this name.
+    assert bring(manifest, name="Other").name == "Dataset005_Other"
+    assert bring(manifest, name="ther").name == "Dataset006_ther"
 
 
 def test_bad_files_are_listed_in_one_table_and_leave_no_dataset(bring, task):

@@ -460,7 +460,7 @@ def test_names_of_the_labels_of_a_list_of_paths_lie_in_a_file(
     assert labels_in(folder) == {"background": 0, "liver": 1, "kidney": 2}
     names.write_text(json.dumps({"labels": ["kidney"]}))
     for sources in ([first, tmp_path / "list.csv"], [tmp_path / "list.csv"]):
-        with pytest.raises(DatasetError, match='"labels" is missing; write it like'):
+        with pytest.raises(DatasetError, match=r'"labels" in .*names\.json must map names to integers'):
             merge(*sources, channels=("CT",), labels=str(names))
 
 

@@ -17,17 +17,19 @@ from torch.nn import functional as F
 
 from autoseg import records
 from autoseg.cli.main import main
-from autoseg.errors import ModelFolderError
+from autoseg.errors import ModelFolderError, SettingError
 from autoseg.inference.predictor import Predictor
 from autoseg.interop.nnunet_model import as_model_folder, import_model, is_nnunet_model
 from autoseg.interop.nnunet_weights import read_checkpoint
 from autoseg.io.images import read_label
 from autoseg.io.staging import staging
 from autoseg.nets import build_network
+from autoseg.pipeline.choose import choose_model
 from autoseg.schema.dataset import DatasetSpec
 from autoseg.schema.folders import ModelFolder
 from autoseg.schema.plan import Plan
 from autoseg.schema.report import RunReport
+from autoseg.schema.settings import PredictSettings
 
 FLAT = (((1, 1), (2, 2), (2, 2)), ((3, 3), (3, 3), (3, 3)), (4, 6, 6))
 DEEP = (((1, 1, 1), (1, 2, 2), (2, 2, 2)), ((1, 3, 3), (3, 3, 3), (3, 3, 3)), (4, 6, 8))
@@ -112,6 +114,14 @@ def test_a_model_predicts_with_all_its_folds_and_facts(write_peer, tmp_path):
     assert set(np.unique(labels)) <= {0, 1, 2}
     spec = records.load(DatasetSpec, ModelFolder(root).dataset)
     assert (spec.name, spec.channels, spec.file_ending) == ("Dataset011_Made", ("CT",), ".nii.gz")
+
+
+def test_a_model_of_another_architecture_is_called_as_it_was_typed(write_peer, tmp_path):
+    folder = write_peer(tmp_path / NAME)
+    settings = PredictSettings(model=str(folder), arch="vnet", workdir=str(tmp_path / "work"))
+    with pytest.raises(SettingError) as caught:
+        choose_model(settings)
+    assert caught.value.message == f"{folder} is a model of architecture unet, not vnet"
 
 
 def test_plans_are_translated_field_by_field(write_peer, tmp_path):

@@ -69,6 +69,32 @@ def test_the_channel_that_was_asked_for_is_shown(folders: Path) -> None:
     assert imread(bright[0])[200:, 200:, :3].mean() > imread(dark[0])[200:, 200:, :3].mean() + 0.3
 
 
+@pytest.mark.parametrize("name", ["a", "a_0000"])
+def test_channels_inside_one_file_are_counted_there(tmp_path: Path, name: str) -> None:
+    """The second colour is a ramp from the left to the right, the others are flat."""
+    data = np.full((3, 1, 40, 40), 90, np.uint8)
+    data[1] = np.linspace(0, 255, 40).astype(np.uint8)
+    write_image(tmp_path / "images" / f"{name}.png", Volume(data, Geometry.picture()))
+    label = np.zeros((1, 40, 40), np.uint8)
+    label[:, 18:22, 18:22] = 1
+    write_label(tmp_path / "labels" / "a.png", label, Geometry.picture())
+    (path,) = plot(settings(tmp_path, references=str(tmp_path / "labels"), channel=1))
+    drawn = imread(path)[..., :3].mean(axis=(0, 2))
+    third = len(drawn) // 3
+    assert drawn[-third:].mean() > drawn[:third].mean() + 0.3
+    with pytest.raises(SettingError, match=rf"{name}\.png has 3 channels, and there is no file of channel 3"):
+        plot(settings(tmp_path, references=str(tmp_path / "labels"), channel=3))
+
+
+def test_a_channel_that_is_not_there_is_named(folders: Path) -> None:
+    with pytest.raises(SettingError, match=r"a_0000\.nii\.gz has 1 channel, and there is no file of channel 7"):
+        plot(settings(folders, references=str(folders / "labels"), channel=7))
+    (folders / "images" / "b_0001.nii.gz").unlink()
+    with pytest.raises(PartialError, match=r"1 of 2 .*\n.*b: .*b_0000\.nii\.gz has 1 channel"):
+        plot(settings(folders, references=str(folders / "labels"), channel=1))
+    assert (folders / "pictures" / "a.png").exists()
+
+
 def test_one_image_is_one_picture(folders: Path, caplog: pytest.LogCaptureFixture) -> None:
     image = str(folders / "images" / "a_0000.nii.gz")
     assert [path.name for path in plot(settings(folders, images=image, predictions=str(folders / "out")))] == ["a.png"]

@@ -19,7 +19,7 @@ from autoseg.io.volume import Geometry, Volume
 from autoseg.pipeline.choose import choose_model
 from autoseg.pipeline.predict import predict
 from autoseg.schema.dataset import CurrentDataset
-from autoseg.schema.folders import ModelFolder, Workspace
+from autoseg.schema.folders import Workspace
 from autoseg.schema.report import EvaluationReport, PredictionRun
 from autoseg.schema.settings import PredictSettings
 
@@ -270,8 +270,11 @@ def test_without_any_trained_model_the_error_says_what_to_run(write_model, tmp_p
     with pytest.raises(ModelFolderError) as caught:
         choose_model(_settings(tmp_path, model=None, workdir=str(workspace.root)))
     assert "autoseg_train" in caught.value.hint
-    with pytest.raises(ModelFolderError, match="not a folder of a trained model"):
-        choose_model(_settings(tmp_path, model=str(ModelFolder(tmp_path / "nowhere").root)))
+    with pytest.raises(ModelFolderError, match="nowhere does not exist"):
+        choose_model(_settings(tmp_path, model=str(tmp_path / "nowhere")))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ModelFolderError, match="empty is not a folder of a trained model"):
+        choose_model(_settings(tmp_path, model=str(tmp_path / "empty")))
 
 
 def test_an_empty_input_folder_is_a_clear_error(write_model, tmp_path: Path) -> None:

@@ -163,6 +163,12 @@ def test_prediction_finds_it_and_knows_its_score(
     assert "validation Dice 0.8500" in caplog.text
 
 
+def test_a_model_that_is_not_installed_is_told_apart(shared: Path, tmp_path: Path) -> None:
+    with pytest.raises(ModelFolderError, match="not installed yet") as caught:
+        choose_model(PredictSettings(model=str(shared), workdir=str(tmp_path / "work")))
+    assert f"autoseg_install -i {shared}" in caught.value.hint
+
+
 def test_the_same_model_gives_the_same_bytes(model: ModelFolder, shared: Path, tmp_path: Path) -> None:
     copy = tmp_path / "elsewhere" / "copied"
     shutil.copytree(model.root, copy)
