@@ -94,7 +94,7 @@ def table(rows: Sequence[dict]) -> str:
         cells = [_cell(scores.get(width), best) for width in widths]
         steps = [f"{mean(row['steps'] for row in found[width]):.0f}" if found[width] else "-" for width in widths]
         name = dataset.split("_", 1)[1]
-        time = f"{rounds} x {minutes / rounds:g}" if rounds > 1 else f"{minutes:g}"
+        time = f"{minutes / rounds:g}" + f", then {minutes / rounds:g} more" * (rounds - 1)
         lines.append(
             f"| {name} | {time} | {optimizer} | {batch or 'plan'} | {' | '.join(cells)} | {', '.join(steps)} |"
         )

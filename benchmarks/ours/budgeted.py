@@ -69,8 +69,9 @@ def run(cell: dict) -> None:
     if cell["scale"]:
         clock = lambda: cell["scale"] * time.process_time()  # noqa: E731
     plan = planned(cell)
-    for _ in range(cell["rounds"]):
-        train(settings_of(cell), model=model, plan=plan, as_planned=True, clock=clock)
+    for number in range(cell["rounds"]):
+        # Only the first is told its network; the others go on with the finished model, as a person's command does.
+        train(settings_of(cell), model=model, plan=plan, as_planned=number == 0, clock=clock)
     fold = model.fold(_FOLD)
     done, scores = records.load(FoldRun, fold.run), records.load(EvaluationReport, fold.summary)
     lines = [json.loads(line) for line in fold.log.read_text().splitlines()]

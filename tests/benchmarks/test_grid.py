@@ -53,7 +53,7 @@ def test_the_table_has_a_line_per_time_and_batch_and_marks_the_best() -> None:
     text = grid_page.table([row(3, 0.7), row(3, 0.8, width=16), row(6, 0.75, rounds=2), row(3, 0.6, batch=4)])
     assert "| A | 3 | muon | plan | 0.7000 | **0.8000** | 100, 100 |" in text
     assert "| A | 3 | muon | 4 | 0.6000 | - | 100, - |" in text
-    assert "| A | 2 x 3 | muon | plan | 0.7500 | - | 100, - |" in text
+    assert "| A | 3, then 3 more | muon | plan | 0.7500 | - | 100, - |" in text
     assert len(text.splitlines()) == 5
 
 
