@@ -6,7 +6,7 @@ a port to another language.
 
     python onnx_runner.py FOLDER image.npy labels.npy --spacing 1 0.5 0.5
 
-Images are (z, y, x) or (channels, z, y, x), spacings (z, y, x) in mm. A picture has z = 1.
+Images are (z, y, x) or (channels, z, y, x), spacings (z, y, x) in mm. A picture has z = 1 and the spacing (y, x).
 """
 
 from __future__ import annotations
@@ -31,16 +31,20 @@ def segment(folder: str | Path, image: np.ndarray, spacing: Sequence[float], *, 
     Args:
         folder: with model.json and the graphs.
         image: (z, y, x) or (channels, z, y, x).
-        spacing: (z, y, x) in mm; for a picture, z is the larger of the other two.
+        spacing: (z, y, x) in mm, or (y, x) of a picture, in which sizes of components are areas.
         mirror: average over mirror images too, which is slower and a little better.
     """
     model = json.loads((Path(folder) / "model.json").read_text(encoding="utf-8"))
     channels = image if image.ndim == 4 else image[None]
     if len(channels) != len(model["channels"]):
         raise ValueError(f"the image has {len(channels)} channels, the model needs {', '.join(model['channels'])}")
+    picture = len(spacing) == 2 and channels.shape[1] == 1
+    if len(spacing) != 3 and not picture:
+        raise ValueError(f"{len(spacing)} spacings: give those of z, y and x, or of y and x if there is one plane")
+    spatial = [max(spacing), *spacing] if picture else spacing
     order = model["transpose"]
     data = channels.transpose(0, *(axis + 1 for axis in order))
-    own = [spacing[axis] for axis in order]
+    own = [spatial[axis] for axis in order]
     box = nonzero_box(data)
     cropped = data[(slice(None), *box)]
     target = [own[0], *model["spacing"]] if model["ndim"] == 2 else model["spacing"]
@@ -50,7 +54,7 @@ def segment(folder: str | Path, image: np.ndarray, spacing: Sequence[float], *, 
     logits = resample_logits(logits, cropped.shape[1:], target, own, model["resampling"])
     labels = np.zeros(data.shape[1:], dtype=np.int32)
     labels[box] = np.array(model["output_values"])[decide(logits, regions=model["regions"])]
-    return labels.transpose(np.argsort(order))
+    return postprocess(labels.transpose(np.argsort(order)), model["postprocessing"], math.prod(spacing))
 
 
 def nonzero_box(data: np.ndarray) -> tuple[slice, ...]:
@@ -234,12 +238,41 @@ def decide(logits: np.ndarray, *, regions: bool) -> np.ndarray:
     return result
 
 
+def postprocess(labels: np.ndarray, steps: Sequence[dict[str, Any]], voxel_size: float) -> np.ndarray:
+    """A label map (z, y, x) after rules on components, whose voxels share a face, an edge or a corner.
+
+    Args:
+        voxel_size: mm^3, of a picture mm^2, as the smallest sizes of the steps.
+    """
+    for step in steps:
+        mask = np.isin(labels, step["values"])
+        if step["rule"] == "fill_holes":
+            # A single plane encloses nothing in space: its holes are those of the plane.
+            filled = ndimage.binary_fill_holes(mask[0])[None] if len(mask) == 1 else ndimage.binary_fill_holes(mask)
+            # Other labels in a hole were predicted, and stay.
+            labels = np.where(filled & ~mask & (labels == 0), step["fill"], labels)
+            continue
+        numbers, _ = ndimage.label(mask, np.ones((3, 3, 3)))
+        sizes = np.bincount(numbers[mask], minlength=1)
+        if step["rule"] == "keep_largest":
+            kept = sizes == sizes.max()
+        elif step["rule"] == "remove_small":
+            # Spacings are rounded in files: 100 mm3 are 100 voxels of 0.9999999 mm3.
+            kept = sizes >= math.ceil(step["minimum_mm3"] / voxel_size - 1e-3)
+        else:
+            raise ValueError(f"post-processing {step['rule']!r} is unknown to this program")
+        labels = np.where(mask & ~kept[numbers], 0, labels)
+    return labels.astype(np.int32)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Segment an array with the ONNX model of a folder.")
     parser.add_argument("folder", help="folder with model.json")
     parser.add_argument("image", help=".npy, (z, y, x) or (channels, z, y, x)")
     parser.add_argument("labels", help=".npy to write")
-    parser.add_argument("--spacing", nargs=3, type=float, required=True, metavar=("Z", "Y", "X"), help="mm")
+    parser.add_argument(
+        "--spacing", nargs="+", type=float, required=True, metavar="MM", help="z, y and x; of a picture y and x"
+    )
     parser.add_argument("--mirror", action="store_true", help="average over mirror images too")
     given = parser.parse_args()
     image = np.load(given.image, allow_pickle=False)

@@ -24,7 +24,6 @@ from autoseg.ops.crop import crop
 from autoseg.pipeline.choose import choose_model
 from autoseg.pipeline.held_out import held_out_cases, held_out_predictor
 from autoseg.pipeline.weights import changed_folds, digests
-from autoseg.preprocessing.partial import mark_ambiguous
 from autoseg.schema.calibration import CalibrateSettings, Calibration
 from autoseg.schema.dataset import CaseFiles, DatasetSpec, Labels
 from autoseg.schema.folders import ModelFolder
@@ -45,17 +44,17 @@ def calibrate(settings: CalibrateSettings) -> Calibration:
 
     Raises:
         SettingError: none of the folds has held-out cases.
-        DatasetError: cases of the dataset are gone or damaged.
+        DatasetError: cases of the dataset are gone or damaged, or all of them are only partly annotated.
         ModelFolderError: there is no trained model, or not these folds, or it does not say which cases were held out.
     """
     model = choose_model(settings)
     folds = _folds(model, settings.fold)
     spec = records.load(DatasetSpec, model.dataset)
-    held_out = _held_out(model, folds, spec)
     labels = spec.labels
+    held_out = _wholly_annotated(_held_out(model, folds, spec), labels)
     most = max(1, min(_VOXELS_PER_CASE, _VALUES // (labels.num_heads * sum(map(len, held_out.values())))))
     logits, truth, cases = [], [], 0
-    for fold in folds:
+    for fold in held_out:
         predictor = held_out_predictor(model, fold, device=settings.device, tta=settings.tta)
         for case in progress(held_out[fold], total=len(held_out[fold]), label=f"fold {fold}: calibration"):
             values, right = _sample(predictor, case, spec, most=most)
@@ -101,15 +100,36 @@ def _held_out(model: ModelFolder, folds: tuple[str, ...], spec: DatasetSpec) -> 
     return {fold: tuple(known[case] for case in ids) for fold, ids in wanted.items()}
 
 
+def _wholly_annotated(held_out: dict[str, tuple[CaseFiles, ...]], labels: Labels) -> dict[str, tuple[CaseFiles, ...]]:
+    """The cases in which every label was annotated, of the folds that have some.
+
+    In the others the background may be a label that nobody looked for, so that only voxels of the annotated labels are
+    certain: what is wrongly found outside of them would never enter the fit, and the temperature come out too low.
+    """
+    found = {fold: tuple(case for case in cases if not _is_partial(case, labels)) for fold, cases in held_out.items()}
+    kept, total = (sum(map(len, folds.values())) for folds in (found, held_out))
+    if kept == 0:
+        raise DatasetError(
+            f"none of the {total} held-out cases has every label annotated, so that none can be calibrated with",
+            hint="train a fold that holds out a wholly annotated case",
+        )
+    if kept < total:
+        _LOG.info("left out: %d of %d held-out cases, in which not every label was annotated", total - kept, total)
+    return {fold: cases for fold, cases in found.items() if cases}
+
+
+def _is_partial(case: CaseFiles, labels: Labels) -> bool:
+    return case.annotated is not None and any(len(possible) > 1 for possible in labels.candidates(case.annotated))
+
+
 def _sample(predictor: Predictor, case: CaseFiles, spec: DatasetSpec, *, most: int) -> tuple[np.ndarray, np.ndarray]:
     """Logits (n, heads) and the truth of up to ``most`` voxels near the foreground, drawn by the name of the case."""
     loaded, faults = load_case(case, spec, tolerance_mm=math.inf)
     if loaded is None or loaded.label is None:
         raise DatasetError(f"{case.id}: {fault_table(faults)}", hint="mend the file and run the same command again")
     labels = spec.labels
-    internal = loaded.label if case.annotated is None else mark_ambiguous(loaded.label, labels, case.annotated)
     prepared = predictor.prepare(loaded.image)
-    planes = crop(internal.transpose(prepared.trace.transpose), prepared.trace.box)
+    planes = crop(loaded.label.transpose(prepared.trace.transpose), prepared.trace.box)
     rng = np.random.default_rng(list(case.id.encode()))
     per_plane = max(1, 4 * most // len(planes))
     logits, truth = [], []

@@ -48,29 +48,36 @@ def export(settings: ExportSettings) -> Path:
     folds = tuple(name for name in model.finished_folds() if name in chosen)
     plan = records.load(Plan, model.plan)
     name = model_name(model, plan)
+    licence, text = _licence(settings.licence)
+    use = _words(settings.intended_use, "--intended-use").strip() if settings.intended_use is not None else _NO_USE
     if settings.onnx:
-        from autoseg.pipeline.export_onnx import export_onnx
+        from autoseg.pipeline.export_onnx import Terms, export_onnx
 
-        return export_onnx(
-            model, folds, Path(settings.output or f"{plan.dataset}_{name}_onnx").expanduser(), force=settings.force
-        )
+        terms = Terms(licence=licence, licence_text=text, intended_use=use)
+        place = Path(settings.output or f"{plan.dataset}_{name}_onnx").expanduser()
+        target = export_onnx(model, folds, place, terms, force=settings.force)
+        _ask_for_licence(settings)
+        return target
     before = _first_stage(plan, model)
     target = Path(settings.output or f"{plan.dataset}_{name}.autoseg.zip").expanduser().absolute()
     if target.is_dir():
         raise SettingError(f"{target} is a folder", hint="give the name of a file with -o")
     if target.exists() and not settings.force:
         raise SettingError(f"{target} exists already", hint="give another name with -o, or replace it with --force")
-    licence, text = _licence(settings.licence)
-    members = _members(model, folds, before, licence=licence, licence_text=text, intended_use=settings.intended_use)
+    members = _members(model, folds, before, licence=licence, licence_text=text, intended_use=use)
     manifest = Manifest(dataset=plan.dataset, model=name, licence=licence, autoseg=version(), members=describe(members))
     write_bundle(target, manifest, members)
-    if settings.licence is None:
-        _LOG.warning("no licence is stated, so nobody may use these weights without asking: give one with --licence")
+    _ask_for_licence(settings)
     _LOG.info("model: %s, folds %s", model.root, ", ".join(folds))
     if before is not None:
         _LOG.info("first stage: %s, folds %s", before.root, ", ".join(before.finished_folds()))
     _LOG.info("file: %s, %s\nsha256: %s", target, size(target.stat().st_size), file_sha256(target))
     return target
+
+
+def _ask_for_licence(settings: ExportSettings) -> None:
+    if settings.licence is None:
+        _LOG.warning("no licence is stated, so nobody may use these weights without asking: give one with --licence")
 
 
 def model_name(model: ModelFolder, plan: Plan) -> str:
@@ -120,10 +127,9 @@ def _members(
     *,
     licence: str,
     licence_text: str,
-    intended_use: str | None,
+    intended_use: str,
 ) -> dict[str, Content]:
-    use = _words(intended_use, "--intended-use").strip() if intended_use is not None else _NO_USE
-    card = make_card(model, folds, before, licence=licence, intended_use=use)
+    card = make_card(model, folds, before, licence=licence, intended_use=intended_use)
     members: dict[str, Content] = {
         CARD: records.to_json(card).encode(),
         READABLE_CARD: card_text(card).encode(),

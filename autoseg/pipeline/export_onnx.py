@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from autoseg import records
@@ -14,11 +14,12 @@ from autoseg.inference.predictor import for_inference
 from autoseg.inference.tiles import WEIGHT_FLOOR
 from autoseg.io.bundle import file_sha256
 from autoseg.log import get_logger
+from autoseg.pipeline.choose import own_steps
 from autoseg.pipeline.weights import configuration_of
 from autoseg.schema.folders import ModelFolder
 from autoseg.schema.plan import Plan
 from autoseg.schema.report import RunReport
-from autoseg.schema.sharing import OnnxModel
+from autoseg.schema.sharing import LICENCE, OnnxModel
 from autoseg.version import version
 
 _LOG = get_logger(__name__)
@@ -29,8 +30,18 @@ _STEP_SIZE = 0.5
 _WINDOW_SIGMA = 1 / 8
 
 
-def export_onnx(model: ModelFolder, folds: tuple[str, ...], target: Path, *, force: bool) -> Path:
-    """Write a folder with ``fold_K.onnx``, ``model.json`` and ``onnx_runner.py``; it is there whole or not at all.
+@dataclass(frozen=True, kw_only=True)
+class Terms:
+    """On what terms a model is given away: the licence in one line and its text, and what the model is for."""
+
+    licence: str
+    licence_text: str
+    intended_use: str
+
+
+def export_onnx(model: ModelFolder, folds: tuple[str, ...], target: Path, terms: Terms, *, force: bool) -> Path:
+    """Write a folder with ``fold_K.onnx``, ``model.json``, ``onnx_runner.py`` and ``LICENCE.txt``; it is there whole or
+    not at all.
 
     Raises:
         SettingError: a package is missing, the folder exists, the network has no ONNX graph, or it is a cascade.
@@ -48,7 +59,7 @@ def export_onnx(model: ModelFolder, folds: tuple[str, ...], target: Path, *, for
     with records.writing(target):
         staging = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
         try:
-            description = _write(staging, model, folds)
+            description = _write(staging, model, folds, terms)
             staging.chmod(0o755)
             if ours:
                 shutil.rmtree(target)
@@ -75,7 +86,7 @@ def _refuse_second_stage(model: ModelFolder) -> None:
         )
 
 
-def _write(folder: Path, model: ModelFolder, folds: tuple[str, ...]) -> OnnxModel:
+def _write(folder: Path, model: ModelFolder, folds: tuple[str, ...], terms: Terms) -> OnnxModel:
     plan, run = records.load(Plan, model.plan), records.load(RunReport, model.run)
     configuration = for_inference(plan.configuration(configuration_of(model)), None)
     labels = plan.labels
@@ -110,9 +121,15 @@ def _write(folder: Path, model: ModelFolder, folds: tuple[str, ...]) -> OnnxMode
         mirror_axes=tuple(run.settings.get("mirror_axes", [])),
         regions=labels.has_regions,
         output_values=tuple(values),
+        postprocessing=own_steps(model, folds),
+        licence=terms.licence,
+        intended_use=terms.intended_use,
         autoseg=version(),
     )
+    for step in description.postprocessing:
+        _LOG.info("afterwards: %s", step.words)
     records.save(folder / DESCRIPTION, description)
+    records.write_text(folder / LICENCE, terms.licence_text)
     # Beside the package's own modules, and readable by anybody without them.
     runner = Path(__file__).parents[1] / "inference" / RUNNER
     records.write_text(folder / RUNNER, runner.read_text(encoding="utf-8"))

@@ -30,6 +30,7 @@ FOLDER = "uncertainty"
 REPORT, TABLE = "uncertainty.json", "uncertainty.csv"
 # Pictures hold integers of few bits only.
 _WITHOUT_FLOATS = (".png", ".bmp")
+_WITH_SIDECAR = (".tif", ".tiff")
 
 
 AnyDoubtful = DoubtfulPredictor | DoubtfulJointPredictor
@@ -59,12 +60,15 @@ def entropy_path(target: Path) -> Path:
 
 
 def _case_path(target: Path) -> Path:
-    return target.parent / FOLDER / f"{split_ending(target.name)[0]}.json"
+    # Not CASE.json: that is where the spacing of a TIFF stands.
+    return target.parent / FOLDER / f"{split_ending(target.name)[0]}.scores.json"
 
 
 def doubt_files(target: Path) -> tuple[Path, ...]:
-    """All files that say something about the doubt of a case."""
-    return entropy_path(target), _case_path(target), target.parent / REPORT, target.parent / TABLE
+    """All files that say something about the doubt of a case, that with the spacing of a TIFF too."""
+    image = entropy_path(target)
+    sidecar = (image.with_suffix(".json"),) if image.suffix.lower() in _WITH_SIDECAR else ()
+    return image, *sidecar, _case_path(target), target.parent / REPORT, target.parent / TABLE
 
 
 def write_doubt(target: Path, doubt: Doubt, geometry: Geometry) -> None:

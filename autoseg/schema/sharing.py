@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 from autoseg.schema.fingerprint import Spacing
 from autoseg.schema.folders import FIRST_STAGE, NO_MODELS
+from autoseg.schema.postprocessing import PostStep
 
 MANIFEST = "autoseg.json"
 CARD = "card.json"
@@ -158,7 +159,7 @@ class OnnxModel:
 
     The order is that of ``onnx_runner.py``: transpose the axes, cut out the box of non-zero voxels, normalise each
     channel, resample to ``spacing``, run every graph over windows and average logits, resample logits back, decide,
-    put the decisions where the box was, undo the transposition.
+    put the decisions where the box was, undo the transposition, apply ``postprocessing``.
 
     Attributes:
         graphs: file names; each takes ``input`` (1, channels, *patch_size) float32, axes transposed, and returns
@@ -175,6 +176,8 @@ class OnnxModel:
         mirror_axes: axes of the patch along which mirror images may be averaged too.
         regions: a head is on where its logit is above 0, and later heads win; else the largest logit wins.
         output_values: the integer for each decision: of each head, or (with regions) of none and of each head.
+        postprocessing: steps on connected components of the label map, in order; ``PostStep`` says what they do.
+        licence: one line; the whole text is in ``LICENCE.txt``.
     """
 
     VERSION: ClassVar[int] = 1
@@ -203,4 +206,7 @@ class OnnxModel:
     mirror_axes: tuple[int, ...]
     regions: bool
     output_values: tuple[int, ...]
+    postprocessing: tuple[PostStep, ...]
+    licence: str
+    intended_use: str
     autoseg: str

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -86,6 +87,55 @@ def test_stopping_in_the_middle_of_a_round_changes_nothing(workdir: Path) -> Non
     again = [load_weights(model.fold("0").weights) for model in train(workdir, validate=False)]
     for left, right in zip(once, again, strict=True):
         assert all(torch.equal(left[name], right[name]) for name in left)
+
+
+PLUGIN = """
+import json
+
+class Sink:
+    def __init__(self, run):
+        self.path = run.folder / "lines.jsonl"
+        self.write(project=run.project, name=run.name)
+
+    def write(self, **values):
+        with self.path.open("a") as file:
+            file.write(json.dumps(values) + "\\n")
+
+    def log(self, epoch, values):
+        self.write(epoch=epoch, **values)
+
+    def close(self):
+        pass
+"""
+
+
+def test_loggers_have_one_run_with_the_dice_of_every_dataset(
+    workdir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A logger of another package, found as an installed one is: by its metadata."""
+    site = tmp_path / "site"
+    info = site / "joint_watching-1.0.dist-info"
+    info.mkdir(parents=True)
+    (site / "joint_watching.py").write_text(PLUGIN)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: joint-watching\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[autoseg.loggers]\njoint_lines = joint_watching:Sink\n")
+    monkeypatch.syspath_prepend(str(site))
+    models = train(workdir, validate=False, epochs=2, logger=("joint_lines",))
+    common = Workspace(workdir).model(f"{SMALL}-{LARGE}", "3d_fullres", "u2net3d")
+    fold = common.fold("0")
+    lines = [json.loads(line) for line in (fold.root / "loggers" / "lines.jsonl").read_text().splitlines()]
+    assert lines[0] == {"project": f"{SMALL}-{LARGE}", "name": f"{common.root.name} fold 0"}
+    history = [json.loads(line) for line in fold.log.read_text().splitlines()]
+    assert [line["epoch"] for line in lines[1:]] == [row["epoch"] for row in history] == [1, 2]
+    for line, row in zip(lines[1:], history, strict=True):
+        assert line["loss/train"] == row["train_loss"]
+        dice = {name.removeprefix("dice/"): value for name, value in line.items() if name.startswith("dice/")}
+        labels = {f"{dataset} {label}" for dataset in (SMALL, LARGE) for label in ("ball", "box")}
+        assert dice.keys() - {"mean"} <= labels
+        assert dice == {**{name: row["dice"][name] for name in dice.keys() - {"mean"}}, "mean": row["mean_dice"]}
+    shown = {name.split(" ")[0] for line in lines[1:] for name in line if name.startswith("dice/Dataset")}
+    assert shown == {f"dice/{SMALL}", f"dice/{LARGE}"}
+    assert not any((model.fold("0").root / "loggers").exists() for model in models)
 
 
 def test_what_cannot_be_shared_is_said_in_a_sentence(workdir: Path) -> None:

@@ -14,18 +14,19 @@ import imageio.v3 as imageio
 import numpy as np
 import pytest
 import SimpleITK as sitk  # noqa: N813
+import tifffile
 from safetensors.torch import load_file, save_file
 
 import autoseg
 from autoseg import records
-from autoseg.errors import ModelFolderError, PartialError, SettingError
+from autoseg.errors import DatasetError, ModelFolderError, PartialError, SettingError
 from autoseg.inference.predictor import Predictor
 from autoseg.inference.uncertainty import DoubtfulPredictor
 from autoseg.io.images import read_channels
 from autoseg.pipeline.calibrate import calibrate
 from autoseg.pipeline.predict import predict
 from autoseg.schema.calibration import CalibrateSettings, Calibration, UncertaintyReport
-from autoseg.schema.dataset import CurrentDataset
+from autoseg.schema.dataset import CaseFiles, CurrentDataset, DatasetSpec
 from autoseg.schema.folders import ModelFolder, Workspace
 from autoseg.schema.report import Interval
 from autoseg.schema.selection import Candidate, Selection
@@ -85,7 +86,7 @@ def test_continue_does_what_is_missing_and_one_bad_image_stops_nothing(write_mod
     assert [len(json.loads((out / "uncertainty.json").read_text())["cases"])] == [3]
     (tmp_path / "in" / "bad_0000.nii.gz").unlink()
     (out / "uncertainty" / "a.nii.gz").write_bytes(b"")
-    (out / "uncertainty" / "b.json").unlink()
+    (out / "uncertainty" / "b.scores.json").unlink()
     report = predict(settings(tmp_path, continue_=True))
     assert [path.name for path in report.written] == ["a.nii.gz", "b.nii.gz"]
     assert [path.name for path in report.skipped] == ["c.nii.gz"]
@@ -118,6 +119,30 @@ def test_a_picture_has_its_entropies_as_tiff(write_model, tmp_path: Path) -> Non
     assert entropy.shape == (30, 40)
     assert entropy.dtype == np.float32
     assert 0 <= entropy.min() <= entropy.max() <= np.log(3) + 1e-3
+
+
+@pytest.mark.parametrize("ending", [".tif", ".tiff"])
+def test_a_3d_tiff_keeps_the_spacing_of_its_entropies_beside_its_scores(
+    write_model, tmp_path: Path, ending: str
+) -> None:
+    write_model(tmp_path / "model", file_ending=ending)
+    (tmp_path / "in").mkdir()
+    image = np.random.default_rng(0).uniform(1, 9, (18, 20, 17)).astype(np.float32)
+    tifffile.imwrite(tmp_path / "in" / f"a_0000{ending}", image, metadata={"axes": "ZYX"})
+    (tmp_path / "in" / "a.json").write_text(json.dumps({"spacing": [2.0, 1.5, 1.0]}))
+    predict(settings(tmp_path))
+    folder = tmp_path / "out" / "uncertainty"
+    assert tifffile.imread(folder / f"a{ending}").shape == image.shape
+    # The sidecar that nnU-Net's reader of TIFF looks for.
+    assert json.loads((folder / "a.json").read_text())["spacing"] == pytest.approx([2.0, 1.5, 1.0])
+    entropy = read_channels([folder / f"a{ending}"])
+    assert entropy.geometry.spacing == pytest.approx((2.0, 1.5, 1.0))
+    assert entropy.data.min() >= 0 < entropy.data.max() <= np.log(3) + 1e-3
+    score = json.loads((folder / "a.scores.json").read_text())["score"]
+    assert json.loads((tmp_path / "out" / "uncertainty.json").read_text())["cases"][0]["doubt"]["score"] == score
+    assert predict(settings(tmp_path, continue_=True)).written == ()
+    predict(settings(tmp_path, uncertainty=False))
+    assert list(folder.iterdir()) == []
 
 
 @pytest.fixture
@@ -207,7 +232,7 @@ def test_continue_knows_the_temperatures_of_both(pair: tuple[Workspace, list[Mod
     write_images(tmp_path / "in", "a", "b")
     run = settings(tmp_path, model=None, workdir=str(workspace.root))
     predict(run)
-    (tmp_path / "out" / "uncertainty" / "b.json").unlink()
+    (tmp_path / "out" / "uncertainty" / "b.scores.json").unlink()
     run = replace(run, continue_=True)
     assert [path.name for path in predict(run).written] == ["b.nii.gz"]
     assert predict(run).written == ()
@@ -282,6 +307,51 @@ def test_logits_that_are_three_times_as_large_have_three_times_the_temperature(
     second = calibrate(CalibrateSettings(model=str(copy.root), fold=("0",), device="cpu"))
     assert second.temperature == pytest.approx(3 * first.temperature, rel=0.02)
     assert second.ece_after == pytest.approx(first.ece_after, abs=0.01)
+
+
+def test_partly_annotated_cases_are_left_out_of_the_fit(
+    trained: ModelFolder, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """In them only voxels of annotated labels are certain, all of them foreground: the fit would be another one."""
+    copy = ModelFolder(tmp_path / "model")
+    shutil.copytree(trained.root, copy.root)
+    run = CalibrateSettings(model=str(copy.root), fold=("0",), device="cpu")
+    splits = records.load(Splits, copy.splits)
+    partial, whole = splits.folds[0].val
+    alone = replace(splits.folds[0], val=(whole,))
+    records.save(copy.splits, replace(splits, folds=(alone, *splits.folds[1:])))
+    expected = calibrate(run)
+    records.save(copy.splits, splits)
+
+    def drawn(case: CaseFiles, names: tuple[str, ...]) -> str:
+        """The label file of somebody who looked for these only."""
+        image = sitk.ReadImage(case.label)
+        kept = sitk.GetArrayFromImage(image)
+        kept[~np.isin(kept, [{"ball": 1, "box": 2}[name] for name in names])] = 0
+        path = tmp_path / f"{case.id}_{'_'.join(names)}.nii.gz"
+        written = sitk.GetImageFromArray(kept)
+        written.CopyInformation(image)
+        sitk.WriteImage(written, path)
+        return str(path)
+
+    def annotate(*names: str, of: tuple[str, ...]) -> None:
+        spec = records.load(DatasetSpec, trained.dataset)
+        cases = tuple(
+            replace(case, annotated=names, label=drawn(case, names)) if case.id in of else case for case in spec.cases
+        )
+        records.save(copy.dataset, replace(spec, cases=cases, labels=replace(spec.labels, partial=(names,))))
+
+    annotate("ball", of=(partial,))
+    with caplog.at_level(logging.INFO, logger="autoseg"):
+        found = calibrate(run)
+    assert "left out: 1 of 2 held-out cases, in which not every label was annotated" in caplog.text
+    assert found.cases == 1
+    assert found.temperature == pytest.approx(expected.temperature, rel=1e-6)
+    annotate("ball", "box", of=(partial, whole))
+    assert calibrate(run).cases == 2
+    annotate("ball", of=(partial, whole))
+    with pytest.raises(DatasetError, match="none of the 2 held-out cases has every label annotated"):
+        calibrate(run)
 
 
 def test_what_cannot_be_calibrated_is_one_sentence(write_model, tmp_path: Path) -> None:
