@@ -57,7 +57,9 @@ def foretold(rows: Sequence[dict]) -> list[Foretold]:
     found = []
     for short, long in itertools.permutations((row for row in rows if row.get("rounds", 1) == 1), 2):
         factor = long["minutes"] / short["minutes"]
-        if not 1 < factor <= _FARTHEST or name_of({**short, "minutes": long["minutes"]}) != name_of(long):
+        longer = {**short, "minutes": long["minutes"]}
+        alike = (name_of(longer), _line_of(longer)) == (name_of(long), _line_of(long))
+        if not 1 < factor <= _FARTHEST or not alike:
             continue
         says = forecast([(at, dice) for at, dice in short["curve"]], short["dice"], factor=factor)
         if says is not None:

@@ -266,7 +266,11 @@ def postprocess(labels: np.ndarray, steps: Sequence[dict[str, Any]], voxel_size:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Segment an array with the ONNX model of a folder.")
+    parser = argparse.ArgumentParser(
+        description="Segment an array with the ONNX model of a folder.",
+        # Spacings are two or three numbers, so that they must not stand before the files.
+        usage="%(prog)s folder image labels [--mirror] --spacing MM MM [MM]",
+    )
     parser.add_argument("folder", help="folder with model.json")
     parser.add_argument("image", help=".npy, (z, y, x) or (channels, z, y, x)")
     parser.add_argument("labels", help=".npy to write")

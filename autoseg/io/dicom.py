@@ -67,11 +67,12 @@ class Series:
 
 @dataclass(frozen=True)
 class BrokenSeries:
-    """An image series that makes no volume: its files by name, and what is wrong."""
+    """An image series that makes no volume: its files by name, what is wrong, and whether that is multi-frame files."""
 
     uid: str
     files: tuple[Path, ...]
     error: DatasetError
+    multi_frame: bool
 
 
 def is_dicom(path: Path) -> bool:
@@ -103,19 +104,6 @@ def modalities(folder: Path) -> dict[str, int]:
     return dict(sorted(counts.items()))
 
 
-def find_series(folder: Path | str) -> tuple[Series, ...]:
-    """The image series below a folder, each with its grid, ordered by their first file.
-
-    Raises:
-        DatasetError: a series has no even grid (a gap, slices twice, a tilted gantry) or is multi-frame.
-    """
-    found = scan_series(Path(folder))
-    for one in found.values():
-        if isinstance(one, BrokenSeries):
-            raise one.error
-    return tuple(one for one in found.values() if isinstance(one, Series))
-
-
 def scan_series(folder: Path) -> dict[str, Series | BrokenSeries]:
     """Series instance UID -> series, or what is wrong with it, of every image series below a folder.
 
@@ -139,7 +127,8 @@ def scan_series(folder: Path) -> dict[str, Series | BrokenSeries]:
         try:
             result[uid] = _series(uid, [_slice(path, header) for path, header in files])
         except DatasetError as error:
-            result[uid] = BrokenSeries(uid, tuple(path for path, _ in files), error)
+            several = any(_frames(header) > 1 for _, header in files)
+            result[uid] = BrokenSeries(uid, tuple(path for path, _ in files), error, several)
     return result
 
 
@@ -163,9 +152,14 @@ def read_dicom_series(folder: Path | str, *, uid: str | None = None) -> Volume:
     """The one image series below a folder, or the one called ``uid``, as (1, z, y, x) in rescaled values.
 
     Raises:
-        DatasetError: none, several, an uneven grid, or files that cannot be read.
+        DatasetError: none, several, an uneven grid, or files that cannot be read. Multi-frame files are no obstacle
+            to another series.
     """
-    found = [series for series in find_series(folder) if uid in (None, series.uid)]
+    wanted = [one for one in scan_series(Path(folder)).values() if uid in (None, one.uid)]
+    found = [one for one in wanted if isinstance(one, Series)]
+    broken = [one for one in wanted if isinstance(one, BrokenSeries) and not (found and one.multi_frame)]
+    if broken:
+        raise broken[0].error
     if len(found) != 1:
         names = ", ".join(f"{series.modality} {series.uid}" for series in found)
         raise DatasetError(
@@ -318,7 +312,6 @@ __all__ = [
     "BrokenSeries",
     "Series",
     "dicom_files",
-    "find_series",
     "holds_dicom",
     "is_dicom",
     "modalities",

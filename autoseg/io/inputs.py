@@ -103,11 +103,15 @@ def _readable(path: Path) -> bool:
 def _named(root: Path) -> list[tuple[str, Series | BrokenSeries]]:
     """Every image series below a folder with its name, which stays when a broken one is mended."""
     found = list(scan_series(root).values())
-    names = ["_".join(one.files[0].parent.relative_to(root).parts) or root.name for one in found]
+    # Multi-frame files are not mended here, and take no part in the numbers.
+    strange = [one for one in found if isinstance(one, BrokenSeries) and one.multi_frame]
+    others = [one for one in found if one not in strange]
+    names = ["_".join(one.files[0].parent.relative_to(root).parts) or root.name for one in others]
     twice = {name for name, count in Counter(names).items() if count > 1}
+    numbered = [f"{name}_{number}" if name in twice else name for number, name in enumerate(names, start=1)]
     return [
-        (f"{name}_{number}" if name in twice else name, one)
-        for number, (name, one) in enumerate(zip(names, found, strict=True), start=1)
+        *zip(numbered, others, strict=True),
+        *((one.files[0].relative_to(root).as_posix(), one) for one in strange),
     ]
 
 

@@ -68,7 +68,7 @@ def export_onnx(model: ModelFolder, folds: tuple[str, ...], target: Path, terms:
             shutil.rmtree(staging, ignore_errors=True)
     _LOG.info(
         "ONNX: %s, logits differ from autoseg's by at most %.2g\nto run it: python %s %s image.npy labels.npy "
-        "--spacing Z Y X",
+        "--spacing Z Y X (of a picture Y X)",
         target,
         description.largest_difference,
         target / RUNNER,

@@ -100,7 +100,7 @@ def train(
                 problems.append(error.message)
     if world.is_first:
         sum_up(training)
-        if budget is not None and budget.extend:
+        if budget is not None and budget.extend and not problems:
             _tell_outlook(training)
     if problems:
         raise PartialError(

@@ -34,19 +34,20 @@ class Forecast:
 
 def forecast(curve: Sequence[tuple[float, float]], dice: float, *, factor: float = 2.0) -> Forecast | None:
     """What ``factor`` times the time would add to a Dice of ``dice``; None where nobody can tell: the curve is too
-    short, or the Dice below 0.3.
+    short or has no epoch in the middle, or the Dice is unknown or below 0.3.
 
     Args:
         curve: seconds of training and the Dice of validation patches, from the first epoch to the last.
         dice: what the finished network reached on its validation cases.
     """
-    if len(curve) < _FEWEST or not _LEAST_DICE <= dice < 1:
+    if len(curve) < _FEWEST or not _LEAST_DICE <= dice <= 1:
         return None
     seconds = curve[-1][0]
-    middle, end = (
-        mean(value for at, value in curve if low * seconds <= at <= high * seconds) for low, high in (_MIDDLE, _END)
-    )
+    parts = [[value for at, value in curve if low * seconds <= at <= high * seconds] for low, high in (_MIDDLE, _END)]
+    if not all(parts):
+        return None
+    middle, end = map(mean, parts)
     ratio = min(1.0, (1 - end) / max(1 - middle, 1e-6))
     doublings = math.log2(factor)
     low, gain, high = ((1 - dice) * (1 - ratio ** (power * doublings)) for power in _POWERS)
-    return Forecast(gain=gain, low=low - _SPREAD, high=high + _SPREAD)
+    return Forecast(gain=gain, low=low - _SPREAD, high=min(high + _SPREAD, 1 - dice))

@@ -69,7 +69,9 @@ def run(cell: dict) -> None:
     if cell["scale"]:
         clock = lambda: cell["scale"] * time.process_time()  # noqa: E731
     plan = planned(cell)
-    for number in range(cell["rounds"]):
+    record = model.fold(_FOLD).run
+    begun = records.load(FoldRun, record).round if record.exists() else 0
+    for number in range(begun, cell["rounds"]):
         # Only the first is told its network; the others go on with the finished model, as a person's command does.
         train(settings_of(cell), model=model, plan=plan, as_planned=number == 0, clock=clock)
     fold = model.fold(_FOLD)

@@ -15,11 +15,11 @@ NEAR_THE_BEST = 0.01
 
 
 def lines() -> dict[tuple, dict[int, dict]]:
-    """Trainings of the planned batch by dataset and time, then by width."""
+    """Trainings by everything but their width, then by width."""
     found: dict[tuple, dict[int, dict]] = {}
     for row in ROWS:
-        if row["batch"] == 0 and row.get("rounds", 1) == 1 and row["seed"] == 0:
-            found.setdefault((row["dataset"], row["minutes"]), {})[row["width"]] = row
+        others = tuple(row.get(name, 1) for name in ("dataset", "minutes", "batch", "rounds", "seed", "optimizer"))
+        found.setdefault((*others, row["device"], row["machine"]), {})[row["width"]] = row
     return {key: rows for key, rows in found.items() if len(rows) > 1}
 
 
@@ -45,6 +45,7 @@ def row(minutes: float, dice: float, **changes: object) -> dict:
 
 def test_only_trainings_that_differ_in_nothing_but_time_are_compared() -> None:
     rows = [row(3, 0.7), row(6, 0.72), row(30, 0.8), row(6, 0.9, width=16), row(6, 0.9, seed=1), row(6, 0.9, rounds=2)]
+    rows.append(row(6, 0.9, machine="two; there"))
     pairs = [(one.short["minutes"], one.long["minutes"]) for one in grid_page.foretold(rows)]
     assert pairs == [(3, 6)]
 

@@ -16,7 +16,7 @@ from autoseg.errors import DatasetError, PartialError, SettingError
 from autoseg.inference.predictor import Predictor
 from autoseg.interop.collection import write_collection
 from autoseg.interop.dicom import dicom_collection
-from autoseg.io.dicom import find_series, read_dicom_series
+from autoseg.io.dicom import read_dicom_series, scan_series
 from autoseg.io.dicom_labels import find_annotations, read_masks
 from autoseg.io.dicom_write import write_dicom_seg
 from autoseg.io.discover import read_dataset
@@ -144,7 +144,7 @@ def test_every_voxel_of_a_series_lies_where_it_was_scanned(scan, tmp_path, name,
     # The nearest other voxel differs by 8.
     np.testing.assert_allclose(volume.data[0], 10 * (places @ [1.0, 2.0, 3.0]), atol=0.51)
     assert np.linalg.det(np.reshape(volume.geometry.direction, (3, 3))) == pytest.approx(1, abs=1e-5)
-    (series,) = find_series(tmp_path)
+    (series,) = scan_series(tmp_path).values()
     assert set(series.files) == set(made.files)
 
 
@@ -189,7 +189,7 @@ def test_contours_mark_the_voxels_inside_them(scan, tmp_path, name):
 @pytest.mark.parametrize("name", ORIENTATIONS)
 def test_a_written_seg_says_the_same_to_highdicom_and_to_us(scan, tmp_path, name):
     made = scan(name, backwards=True)
-    (series,) = find_series(tmp_path)
+    (series,) = scan_series(tmp_path).values()
     volume = read_dicom_series(tmp_path)
     z, y, x = np.meshgrid(*(np.arange(length) for length in SHAPE), indexing="ij")
     places = (np.stack([x, y, z, np.ones_like(x)], axis=-1) @ volume.geometry.affine().T)[..., :3]
@@ -332,8 +332,14 @@ def test_multi_frame_files_are_refused_and_screenshots_left_out(shared, tmp_path
         found = cases_to_predict(source, num_channels=1, file_ending=".nii.gz")
     assert [case.id for case in found.cases] == ["plain"]
     assert [Path(image).name for image in found.cases[0].images] == ["IMG0001.dcm", "IMG0002.dcm", "IMG0003.dcm"]
-    assert list(found.broken) == ["enhanced"]
+    assert list(found.broken) == ["enhanced/mf.dcm"]
     assert "screenshot.dcm" in caplog.text
+    # Beside slices in one folder it changes neither their name nor what reading the folder gives.
+    shutil.copy(real / "multiframe" / "mf.dcm", source / "plain")
+    found = cases_to_predict(source / "plain", num_channels=1, file_ending=".nii.gz")
+    assert [case.id for case in found.cases] == ["plain"]
+    assert list(found.broken) == ["mf.dcm"]
+    assert read_dicom_series(source / "plain").data.shape == (1, 3, 38, 23)
 
 
 def test_a_gapped_series_does_not_stop_the_others(tmp_path, write_model):

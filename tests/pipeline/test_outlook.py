@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 from autoseg import records
@@ -77,4 +78,8 @@ def test_without_a_validation_of_every_fold_nothing_is_said(tmp_path: Path) -> N
     done, unvalidated = fold(tmp_path / "0", [*RISING], 0.7), fold(tmp_path / "1", [*RISING], 0.7)
     unvalidated.summary.unlink()
     assert outlook([done, unvalidated]) is None
+    # Weights of a later training, scores of an earlier one.
+    later = fold(tmp_path / "2", [*RISING], 0.7)
+    records.save(later.run, replace(records.load(FoldRun, later.run), status="trained"))
+    assert outlook([done, later]) is None
     assert outlook([]) is None

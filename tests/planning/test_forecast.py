@@ -43,9 +43,18 @@ def test_two_doublings_take_away_the_square() -> None:
     assert (1 - dice - twice.gain) / (1 - dice) == pytest.approx(left**2)
 
 
+def test_what_is_perfect_gains_nothing() -> None:
+    found = forecast(power_law(0.3), 1.0)
+    assert found is not None and found.gain == found.high == 0.0
+
+
+# One long epoch, and short ones after it.
+GAP = [(500.0, 0.5), *((620.0 + 20 * index, 0.6) for index in range(10))]
+
+
 @pytest.mark.parametrize(
     ("curve", "dice"),
-    [([], 0.5), (power_law(0.3)[:5], 0.5), (power_law(0.3), math.nan), (power_law(0.3), 1.0), (power_law(0.3), 0.1)],
+    [([], 0.5), (power_law(0.3)[:5], 0.5), (GAP, 0.5), (power_law(0.3), math.nan), (power_law(0.3), 0.1)],
 )
 def test_nothing_is_said_where_nothing_is_known(curve: list[tuple[float, float]], dice: float) -> None:
     assert forecast(curve, dice) is None

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
-from autoseg.augment import Spatial
+from autoseg.augment import Policy, Spatial, apply_spatial
 from autoseg.training.data import Sample
 from autoseg.training.sampling import VALIDATION, Stream
 from autoseg.training.step import Kitchen, make_batch
@@ -51,3 +53,39 @@ def test_outside_the_mask_masked_channels_are_zero_and_others_are_not() -> None:
     expected = np.flip(sample.image, 1)
     np.testing.assert_array_equal(image[0, 0].numpy(), expected[0])
     np.testing.assert_array_equal(image[0, 1].numpy(), np.where(outside, 0, expected[1]))
+
+
+def turned(axes: int, degrees: float, flips: tuple[int, ...]) -> Spatial:
+    """A rotation in the plane of the last two axes, of ``axes`` that turn."""
+    angle = np.deg2rad(degrees)
+    matrix = np.eye(axes)
+    matrix[-2:, -2:] = [[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]
+    return Spatial(matrix=matrix, flips=flips, identity=False)
+
+
+@pytest.mark.parametrize("flips", MIRRORED)
+def test_patches_that_turn_within_slices_are_mirrored_along_all_axes(flips: tuple[int, ...]) -> None:
+    patch, spatial = (4, 8, 8), turned(2, 20.0, flips)
+    sample = replace(sample_of(2, (4, 14, 14), ()), spatial=spatial)
+    image, target = make_batch([sample], kitchen_of(patch), step=0)
+    # Without flips and by hand: mirroring comes last.
+    plain, label = apply_spatial(
+        torch.from_numpy(sample.image), torch.from_numpy(sample.label), replace(spatial, flips=()), patch, outside=-1
+    )
+    axes = [axis + 1 for axis in flips]
+    np.testing.assert_allclose(image[0].numpy(), np.flip(plain.numpy(), axes), atol=1e-5)
+    assert (target[0].numpy() == np.flip(label.numpy(), axes).clip(0)).mean() > 0.99
+
+
+def test_beyond_the_image_masked_channels_are_exactly_zero() -> None:
+    rng = np.random.default_rng(0)
+    image = (5 + rng.standard_normal((2, 8, 8))).astype(np.float32)
+    label = np.ones((1, 8, 8), dtype=np.int16)
+    # Half of the patch lies beyond the border.
+    sample = Sample(image=image, label=label, spatial=turned(2, 10.0, ()), centre=(3.5, 0.0))
+    policy = Policy(ndim=2, rotation=(180.0,), dummy_2d=False, mirror_axes=(), p_noise=1.0)
+    kitchen = replace(kitchen_of((8, 8), masked=(0,)), policy=policy)
+    batch, _ = make_batch([sample], kitchen, step=0)
+    outside = batch[0, 0].numpy() == 0
+    assert 0.3 < outside.mean() < 0.7
+    assert (batch[0, 1].numpy()[outside] != 0).mean() > 0.9
