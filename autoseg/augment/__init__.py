@@ -1,9 +1,8 @@
 """Augmentation of patches: what is drawn (numpy) and what is done with it (torch, on any device).
 
 Per sample the loader calls ``draw_spatial`` and reads ``source_extent`` voxels; on the device ``cut`` turns, zooms and
-cuts each patch, ``apply_intensity`` changes the batch, and what is then left to mirror is mirrored (``apply_spatial``
-does it at once). The recipe is nnU-Net's default; all its numbers are the fields of ``Policy``. Importing this package
-does not import torch.
+cuts each patch, ``apply_intensity`` changes the batch, and what is then left to mirror is mirrored. The recipe is
+nnU-Net's default; all its numbers are the fields of ``Policy``. Importing this package does not import torch.
 """
 
 from __future__ import annotations
@@ -23,14 +22,13 @@ if TYPE_CHECKING:
         rotation_matrix,
         source_extent,
     )
-    from autoseg.augment.spatial import apply_spatial, cut
+    from autoseg.augment.spatial import cut
 
 _HOMES = {
     "Intensity": "policy",
     "Policy": "policy",
     "Spatial": "policy",
     "apply_intensity": "intensity",
-    "apply_spatial": "spatial",
     "cut": "spatial",
     "draw_intensity": "policy",
     "draw_spatial": "policy",
@@ -44,7 +42,6 @@ __all__ = [
     "Policy",
     "Spatial",
     "apply_intensity",
-    "apply_spatial",
     "cut",
     "draw_intensity",
     "draw_spatial",

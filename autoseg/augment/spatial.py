@@ -1,6 +1,6 @@
 """Turn, zoom, cut and mirror one patch and its label together.
 
-``cut`` leaves mirroring to its caller where it is not free, who may do it on the way of another copy.
+Mirroring that is not free is left to the caller, who may do it on the way of another copy.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _CELLS = 2**17
 _TIE = 1e-6
 
 
-def apply_spatial(
+def cut(
     image: Tensor,
     label: Tensor,
     spatial: Spatial,
@@ -38,8 +38,8 @@ def apply_spatial(
     centre: Sequence[float] | None = None,
     outside: int = 0,
     voxels_at_once: int | None = None,
-) -> tuple[Tensor, Tensor]:
-    """Cut a patch out of a larger one, turned, zoomed and mirrored.
+) -> tuple[Tensor, Tensor, tuple[int, ...]]:
+    """Cut a patch out of a larger one, turned and zoomed, and mirrored where that is free.
 
     Args:
         image: (c, *extent) float32, interpolated (tri)linearly; outside of it is 0.
@@ -51,29 +51,9 @@ def apply_spatial(
         voxels_at_once: output voxels per pass; default: what suits the device.
 
     Returns:
-        (c, *patch_size) and (1, *patch_size) of the same types; views of the inputs where nothing is to be done.
+        (c, *patch_size) and (1, *patch_size) of the same types, views of the inputs where nothing is to be done; and
+        the spatial axes along which both are still to be mirrored.
     """
-    image, label, flips = cut(
-        image, label, spatial, patch_size, centre=centre, outside=outside, voxels_at_once=voxels_at_once
-    )
-    if flips:
-        axes = [axis + 1 for axis in flips]
-        image, label = image.flip(axes), label.flip(axes)
-    return image, label
-
-
-def cut(
-    image: Tensor,
-    label: Tensor,
-    spatial: Spatial,
-    patch_size: Sequence[int],
-    *,
-    centre: Sequence[float] | None = None,
-    outside: int = 0,
-    voxels_at_once: int | None = None,
-) -> tuple[Tensor, Tensor, tuple[int, ...]]:
-    """As ``apply_spatial``, but for the spatial axes that are named in the end: along these the patch is still to be
-    mirrored."""
     patch = tuple(patch_size)
     if spatial.identity:
         return _centre(image, patch), _centre(label, patch), spatial.flips

@@ -9,7 +9,7 @@ import pytest
 import torch
 from scipy import ndimage
 
-from autoseg.augment import Spatial, apply_spatial, rotation_matrix, source_extent
+from autoseg.augment import Spatial, cut, rotation_matrix, source_extent
 
 
 def make(degrees: list[float], scale: float = 1.0, flips: tuple[int, ...] = ()) -> Spatial:
@@ -27,8 +27,16 @@ def blobs(shape: tuple[int, ...], count: int, seed: int = 0) -> np.ndarray:
     return scores.argmax(0)[None].astype(np.int16)
 
 
+def mirrored_cut(
+    image: torch.Tensor, label: torch.Tensor, spatial: Spatial, patch: tuple[int, ...], **options: Any
+) -> tuple[torch.Tensor, torch.Tensor]:
+    image, label, flips = cut(image, label, spatial, patch, **options)
+    axes = [axis + 1 for axis in flips]
+    return image.flip(axes), label.flip(axes)
+
+
 def apply(image: np.ndarray, label: np.ndarray, spatial: Spatial, patch: tuple[int, ...], **options: Any) -> tuple:
-    pair = apply_spatial(torch.from_numpy(image), torch.from_numpy(label), spatial, patch, **options)
+    pair = mirrored_cut(torch.from_numpy(image), torch.from_numpy(label), spatial, patch, **options)
     return tuple(tensor.numpy() for tensor in pair)
 
 
@@ -220,7 +228,7 @@ def test_mirroring_flips_only_its_axes(flips: tuple[int, ...]) -> None:
 def test_a_gpu_gives_what_the_cpu_gives() -> None:
     image, label = torch.from_numpy(smooth((2, 24, 20, 22))), torch.from_numpy(blobs((24, 20, 22), 4))
     for spatial in (make([20.0, 10.0, -15.0], 1.2, (0, 2)), make([70.0], 0.8)):
-        on_cpu = apply_spatial(image, label, spatial, (24, 16, 16))
-        on_gpu = apply_spatial(image.cuda(), label.cuda(), spatial, (24, 16, 16))
+        on_cpu = mirrored_cut(image, label, spatial, (24, 16, 16))
+        on_gpu = mirrored_cut(image.cuda(), label.cuda(), spatial, (24, 16, 16))
         torch.testing.assert_close(on_gpu[0].cpu(), on_cpu[0], rtol=0, atol=1e-4)
         assert (on_gpu[1].cpu() == on_cpu[1]).float().mean() > 0.999

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from autoseg.augment import Policy, Spatial, apply_spatial
+from autoseg.augment import Policy, Spatial, cut
 from autoseg.training.data import Sample
 from autoseg.training.sampling import VALIDATION, Stream
 from autoseg.training.step import Kitchen, make_batch
@@ -69,7 +69,7 @@ def test_patches_that_turn_within_slices_are_mirrored_along_all_axes(flips: tupl
     sample = replace(sample_of(2, (4, 14, 14), ()), spatial=spatial)
     image, target = make_batch([sample], kitchen_of(patch), step=0)
     # Without flips and by hand: mirroring comes last.
-    plain, label = apply_spatial(
+    plain, label, _ = cut(
         torch.from_numpy(sample.image), torch.from_numpy(sample.label), replace(spatial, flips=()), patch, outside=-1
     )
     axes = [axis + 1 for axis in flips]
