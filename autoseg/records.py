@@ -119,6 +119,12 @@ def load(kind: type[R], path: Path) -> R:
     return from_json(kind, text, source=str(path))
 
 
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The objects of a file of JSON lines; none where it is missing."""
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    return [json.loads(line) for line in lines if line.strip()]
+
+
 def write_text(path: Path, text: str) -> None:
     """Write text atomically (temporary file in the same folder, flush, rename)."""
     with atomic_path(path) as temporary:

@@ -20,6 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from autoseg import records
 from autoseg.parallel import cores
 from benchmarks import grid_page, machine
 from benchmarks.bench import ROOT
@@ -84,7 +85,7 @@ def main() -> None:
         device=asked.device,
         machine=machine.describe(machine.probe()),
     )
-    known = {grid_page.name_of(row) for row in grid_page.read(bench.lines)}
+    known = {grid_page.name_of(row) for row in records.read_lines(bench.lines)}
     chosen = itertools.product(asked.minutes, asked.optimizer, asked.width, asked.dataset, asked.batch, asked.seed)
     cells = [
         Cell(
@@ -104,7 +105,7 @@ def main() -> None:
         _prepare(bench, dataset)
     with ThreadPoolExecutor(bench.jobs) as pool:
         list(pool.map(lambda cell: _train(bench, cell), todo))
-    grid_page.write(grid_page.read(bench.lines), folder=ROOT / "docs")
+    grid_page.write(records.read_lines(bench.lines), folder=ROOT / "docs")
 
 
 def _prepare(bench: Bench, dataset: str) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,10 +14,6 @@ from autoseg.planning.forecast import Forecast, forecast
 BEGIN, END = "<!-- grid: begin, written by python -m benchmarks.grid -->", "<!-- grid: end -->"
 # More times as long is another question than twice the time.
 _FARTHEST = 4.0
-
-
-def read(path: Path) -> list[dict]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
 
 
 def name_of(row: dict) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from statistics import mean
 
@@ -35,10 +34,9 @@ def outlook(folds: Sequence[FoldFolder]) -> str | None:
 
 
 def _of_fold(folder: FoldFolder, before: float) -> Forecast | None:
-    lines = [json.loads(line) for line in folder.log.read_text(encoding="utf-8").splitlines()]
     curve = [
         (line["elapsed"] - before, line["mean_dice"])
-        for line in lines
+        for line in records.read_lines(folder.log)
         if line["elapsed"] > before and line["mean_dice"] is not None
     ]
     return forecast(curve, records.load(EvaluationReport, folder.summary).foreground_dice)

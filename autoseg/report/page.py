@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import tempfile
 from dataclasses import dataclass
@@ -103,11 +102,10 @@ def _read(model: ModelFolder) -> _Model:
 
 
 def _read_fold(name: str, folder: FoldFolder) -> _Fold:
-    lines = folder.log.read_text(encoding="utf-8").splitlines() if folder.log.exists() else []
     return _Fold(
         name=name,
         folder=folder,
-        history=tuple(json.loads(line) for line in lines if line.strip()),
+        history=tuple(records.read_lines(folder.log)),
         run=records.load(FoldRun, folder.run) if folder.run.exists() else None,
         scores=records.load(EvaluationReport, folder.summary) if folder.summary.exists() else None,
     )

@@ -76,7 +76,7 @@ def run(cell: dict) -> None:
         train(settings_of(cell), model=model, plan=plan, as_planned=number == 0, clock=clock)
     fold = model.fold(_FOLD)
     done, scores = records.load(FoldRun, fold.run), records.load(EvaluationReport, fold.summary)
-    lines = [json.loads(line) for line in fold.log.read_text().splitlines()]
+    lines = records.read_lines(fold.log)
     every = max(1, len(lines) // _CURVE_POINTS)
     report(
         done.seconds,

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from autoseg import records
 from autoseg.planning.clock import WIDTHS, steps_needed
 from benchmarks import grid_page
 
-ROWS = grid_page.read(Path(__file__).parents[2] / "docs" / "grid.jsonl")
+ROWS = records.read_lines(Path(__file__).parents[2] / "docs" / "grid.jsonl")
 # Two seeds differ by half as much.
 NEAR_THE_BEST = 0.01
 
