@@ -6,6 +6,7 @@ Both run the same network with the same weights by their own command.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -29,28 +30,15 @@ def rows(setting: Setting) -> list[Row]:
     shape = (128, 256, 256) if setting.quick else (400, 512, 512)
     work = setting.work / "inference"
     models = networks.models(work / "model", _DESIGN)
-    images = _images(work / f"images{shape[0]}", shape)
+    images = image_folder(work / f"images{shape[0]}", lambda: _image(shape), _SPACING)
     ours, theirs = work / "ours", work / "theirs"
     operations = _operations(shape)
     return [
         Row(
             stage="inference",
             task=f"{shape[2]}x{shape[1]}x{shape[0]} CT, CPU, no mirroring",
-            ours=Side(
-                command=setting.tool(
-                    "autoseg_predict", "-i", images, "-o", ours, "--model", models.ours, "--device", "cpu", "--no-tta"
-                ),
-                before=lambda: data.empty(ours),
-            ),
-            peer=Side(
-                command=setting.tool(
-                    "nnUNetv2_predict_from_modelfolder",
-                    *("-i", images, "-o", theirs, "-m", models.peer, "-f", 0, "-device", "cpu", "--disable_tta"),
-                    *("-npp", 1, "-nps", 1),
-                ),
-                env=dict.fromkeys(("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"), "/nowhere"),
-                before=lambda: data.empty(theirs),
-            ),
+            ours=our_prediction(setting, images, ours, models.ours),
+            peer=peer_prediction(setting, images, theirs, models.peer),
             least_time=3.0,
             least_memory=4.0,
             compare=lambda *_: alike(ours / "case.nii.gz", theirs / "case.nii.gz", least=_LEAST_ALIKE),
@@ -59,6 +47,41 @@ def rows(setting: Setting) -> list[Row]:
             repeats=1,
         )
     ]
+
+
+def our_prediction(setting: Setting, images: Path, outputs: Path, model: Path) -> Side:
+    """Our command on the CPU without mirroring; translations of foreign models stay beside ``outputs``."""
+    return Side(
+        command=setting.tool(
+            "autoseg_predict", "-i", images, "-o", outputs, "--model", model, "--device", "cpu", "--no-tta"
+        ),
+        env={"AUTOSEG_HOME": str(outputs.parent / "home")},
+        before=lambda: data.empty(outputs),
+    )
+
+
+def peer_prediction(setting: Setting, images: Path, outputs: Path, model: Path) -> Side:
+    """The peer's, of fold 0 and with as few helpers as it takes."""
+    return Side(
+        command=setting.tool(
+            "nnUNetv2_predict_from_modelfolder",
+            *("-i", images, "-o", outputs, "-m", model, "-f", 0, "-device", "cpu", "--disable_tta"),
+            *("-npp", 1, "-nps", 1),
+        ),
+        env=dict.fromkeys(("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"), "/nowhere"),
+        before=lambda: data.empty(outputs),
+    )
+
+
+def image_folder(folder: Path, make: Callable[[], np.ndarray], spacing: data.Spacing) -> Path:
+    """A folder with one image of one channel, made when it is missing."""
+    path = folder / "case_0000.nii.gz"
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        partial = folder / "partial.nii.gz"
+        data.write_nifti(partial, make(), spacing)
+        partial.rename(path)
+    return folder
 
 
 def alike(ours: Path, theirs: Path, *, least: float) -> str:
@@ -80,15 +103,8 @@ def alike(ours: Path, theirs: Path, *, least: float) -> str:
     return words
 
 
-def _images(folder: Path, shape: tuple[int, int, int]) -> Path:
-    path = folder / "case_0000.nii.gz"
-    if not path.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        image, _ = networks.image_with_clear_classes(shape, classes=_DESIGN.classes, seed=0)
-        partial = folder / "partial.nii.gz"
-        data.write_nifti(partial, image, _SPACING)
-        partial.rename(path)
-    return folder
+def _image(shape: tuple[int, int, int]) -> np.ndarray:
+    return networks.image_with_clear_classes(shape, classes=_DESIGN.classes, seed=0)[0]
 
 
 def _operations(shape: tuple[int, int, int]) -> float:
