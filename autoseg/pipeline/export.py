@@ -21,7 +21,7 @@ from autoseg.schema.folders import FIRST_STAGE, PREVIOUS_MODEL, ModelFolder, Wor
 from autoseg.schema.plan import Plan
 from autoseg.schema.postprocessing import PostProcessing
 from autoseg.schema.report import EvaluationReport, RunReport
-from autoseg.schema.sharing import CARD, LICENCE, READABLE_CARD, Manifest
+from autoseg.schema.sharing import CARD, LICENCE, READABLE_CARD, Manifest, Terms
 from autoseg.schema.tools import ExportSettings
 from autoseg.version import version
 
@@ -48,12 +48,10 @@ def export(settings: ExportSettings) -> Path:
     folds = tuple(name for name in model.finished_folds() if name in chosen)
     plan = records.load(Plan, model.plan)
     name = model_name(model, plan)
-    licence, text = _licence(settings.licence)
-    use = _words(settings.intended_use, "--intended-use").strip() if settings.intended_use is not None else _NO_USE
+    terms = _terms(settings)
     if settings.onnx:
-        from autoseg.pipeline.export_onnx import Terms, export_onnx
+        from autoseg.pipeline.export_onnx import export_onnx
 
-        terms = Terms(licence=licence, licence_text=text, intended_use=use)
         place = Path(settings.output or f"{plan.dataset}_{name}_onnx").expanduser()
         target = export_onnx(model, folds, place, terms, force=settings.force)
         _ask_for_licence(settings)
@@ -64,8 +62,10 @@ def export(settings: ExportSettings) -> Path:
         raise SettingError(f"{target} is a folder", hint="give the name of a file with -o")
     if target.exists() and not settings.force:
         raise SettingError(f"{target} exists already", hint="give another name with -o, or replace it with --force")
-    members = _members(model, folds, before, licence=licence, licence_text=text, intended_use=use)
-    manifest = Manifest(dataset=plan.dataset, model=name, licence=licence, autoseg=version(), members=describe(members))
+    members = _members(model, folds, before, terms)
+    manifest = Manifest(
+        dataset=plan.dataset, model=name, licence=terms.licence, autoseg=version(), members=describe(members)
+    )
     write_bundle(target, manifest, members)
     _ask_for_licence(settings)
     _LOG.info("model: %s, folds %s", model.root, ", ".join(folds))
@@ -94,13 +94,13 @@ def _first_stage(plan: Plan, model: ModelFolder) -> ModelFolder | None:
     return before
 
 
-def _licence(given: str | None) -> tuple[str, str]:
-    """The licence in one line, and its text."""
-    text = _words(given, "--licence") if given is not None else _NO_LICENCE
+def _terms(settings: ExportSettings) -> Terms:
+    text = _words(settings.licence, "--licence") if settings.licence is not None else _NO_LICENCE
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     if not lines:
         raise SettingError("--licence is empty", hint="give a name such as CC-BY-4.0, or a text file")
-    return lines[0][:100], text.rstrip() + "\n"
+    use = _words(settings.intended_use, "--intended-use").strip() if settings.intended_use is not None else _NO_USE
+    return Terms(licence=lines[0][:100], licence_text=text.rstrip() + "\n", intended_use=use)
 
 
 def _words(given: str, flag: str) -> str:
@@ -121,19 +121,13 @@ def _words(given: str, flag: str) -> str:
 
 
 def _members(
-    model: ModelFolder,
-    folds: tuple[str, ...],
-    before: ModelFolder | None,
-    *,
-    licence: str,
-    licence_text: str,
-    intended_use: str,
+    model: ModelFolder, folds: tuple[str, ...], before: ModelFolder | None, terms: Terms
 ) -> dict[str, Content]:
-    card = make_card(model, folds, before, licence=licence, intended_use=intended_use)
+    card = make_card(model, folds, before, licence=terms.licence, intended_use=terms.intended_use)
     members: dict[str, Content] = {
         CARD: records.to_json(card).encode(),
         READABLE_CARD: card_text(card).encode(),
-        LICENCE: licence_text.encode(),
+        LICENCE: terms.licence_text.encode(),
     }
     for path, kind in ((model.postprocessing, PostProcessing), (model.root / CALIBRATION, Calibration)):
         if path.exists():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 from autoseg import records
@@ -19,7 +19,7 @@ from autoseg.pipeline.weights import configuration_of
 from autoseg.schema.folders import ModelFolder
 from autoseg.schema.plan import Plan
 from autoseg.schema.report import RunReport
-from autoseg.schema.sharing import LICENCE, OnnxModel
+from autoseg.schema.sharing import LICENCE, OnnxModel, Terms
 from autoseg.version import version
 
 _LOG = get_logger(__name__)
@@ -28,15 +28,6 @@ DESCRIPTION = "model.json"
 RUNNER = "onnx_runner.py"
 _STEP_SIZE = 0.5
 _WINDOW_SIGMA = 1 / 8
-
-
-@dataclass(frozen=True, kw_only=True)
-class Terms:
-    """On what terms a model is given away: the licence in one line and its text, and what the model is for."""
-
-    licence: str
-    licence_text: str
-    intended_use: str
 
 
 def export_onnx(model: ModelFolder, folds: tuple[str, ...], target: Path, terms: Terms, *, force: bool) -> Path:

@@ -158,17 +158,18 @@ def _lacking_channel(case: PlotCase) -> str:
         count = read_shape(case.image)[0] if case.channel else 1
     except DatasetError:
         return ""
-    if case.channel < count:
-        return ""
+    return "" if case.channel < count else _lacks(case, count)
+
+
+def _lacks(case: PlotCase, count: int) -> str:
     has = "1 channel" if count == 1 else f"{count} channels"
     return f"{case.image} has {has}, and there is no file of channel {case.channel}"
 
 
 def _draw(case: PlotCase, *, labels: Labels, outputs: Path) -> Path:
-    lacking = _lacking_channel(case)
-    if lacking:
-        raise DatasetError(lacking)
     image = read_image(case.image)
+    if case.channel >= len(image.data):
+        raise DatasetError(_lacks(case, len(image.data)))
     maps = [None if path is None else read_label(path) for path in (case.reference, case.prediction)]
     for path, volume in zip((case.reference, case.prediction), maps, strict=True):
         if volume is not None and volume.shape != image.shape:

@@ -154,6 +154,15 @@ class Card:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Terms:
+    """On what terms a model is given away: the licence in one line and its text, and what the model is for."""
+
+    licence: str
+    licence_text: str
+    intended_use: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class OnnxModel:
     """``model.json`` beside ONNX graphs: everything that is done before and after them.
 
