@@ -25,6 +25,7 @@ from autoseg.schema.fingerprint import CaseFingerprint, ClassCount, Fingerprint,
 
 SKETCH = 4096
 _PIECE = 1 << 20
+_MERGED = 1 << 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -195,16 +196,47 @@ def _pooled(stats: Sequence[CaseStats], channel: int) -> Intensities:
 
 
 def _weighted_quantiles(sketches: Sequence[np.ndarray], fractions: Sequence[float]) -> list[float]:
-    """Quantiles of the union in which each sketch has total weight 1, spread over its values."""
-    values = np.concatenate(sketches).astype(np.float64)
-    weights = np.concatenate([np.full(len(sketch), 1.0 / len(sketch)) for sketch in sketches])
-    order = np.argsort(values, kind="stable")
-    values, weights = values[order], weights[order]
-    # The middle of each value's weight, so that one sketch alone gives its own quantiles.
-    middles = np.cumsum(weights) - weights / 2
-    first, last = middles[0], middles[-1]
+    """Quantiles of the union in which each sketch has total weight 1, spread over its values.
+
+    The only memory that grows with the cases is a number of 8 bytes per value, sorted in place: its upper half orders
+    as the float32 value does, the lower half is the sketch that it comes from.
+    """
+    keys = np.empty(sum(len(sketch) for sketch in sketches), dtype=np.uint64)
+    start = 0
+    for number, sketch in enumerate(sketches):
+        keys[start : start + len(sketch)] = (_ascending(sketch).astype(np.uint64) << np.uint64(32)) | np.uint64(number)
+        start += len(sketch)
+    keys.sort()
+    shares = np.array([1.0 / len(sketch) for sketch in sketches])
+    owner = np.uint64(2**32 - 1)
+    # A value stands at the middle of its weight, so that one sketch alone gives its own quantiles.
+    first = shares[int(keys[0] & owner)] / 2
+    last = len(sketches) - shares[int(keys[-1] & owner)] / 2
     wanted = first + np.asarray(fractions) * (last - first)
-    return [float(value) for value in np.interp(wanted, middles, values)]
+    found = np.full(len(wanted), math.nan)
+    weight, edge = 0.0, None
+    for piece in np.array_split(keys, -(-len(keys) // _MERGED)):
+        weights = shares[(piece & owner).astype(np.intp)]
+        middles = weight + np.cumsum(weights) - weights / 2
+        values = _from_ascending((piece >> np.uint64(32)).astype(np.uint32)).astype(np.float64)
+        weight += float(weights.sum())
+        if edge is not None:
+            middles, values = np.append(edge[0], middles), np.append(edge[1], values)
+        here = np.isnan(found) & (wanted <= middles[-1])
+        found[here] = np.interp(wanted[here], middles, values)
+        edge = middles[-1], values[-1]
+    found[np.isnan(found)] = values[-1]
+    return found.tolist()
+
+
+def _ascending(values: np.ndarray) -> np.ndarray:
+    """float32 as uint32 of the same order: IEEE 754 sorts as integers, but for the sign."""
+    bits = values.astype(np.float32, copy=False).view(np.uint32)
+    return np.where(bits >> 31, ~bits, bits | np.uint32(2**31))
+
+
+def _from_ascending(keys: np.ndarray) -> np.ndarray:
+    return np.where(keys >> 31, keys & np.uint32(2**31 - 1), ~keys).view(np.float32)
 
 
 def content_hash(spec: DatasetSpec) -> str:

@@ -41,7 +41,7 @@ def rows(setting: Setting) -> list[Row]:
             peer=peer_prediction(setting, images, theirs, models.peer),
             least_time=3.0,
             least_memory=4.0,
-            compare=lambda *_: alike(ours / "case.nii.gz", theirs / "case.nii.gz", least=_LEAST_ALIKE),
+            compare=lambda *_: worded(*agreement(ours / "case.nii.gz", theirs / "case.nii.gz"), least=_LEAST_ALIKE),
             limit_seconds=operations / setting.machine.flops16,
             limit=f"{operations / 1e12:.1f} TFLOP of convolutions at the bfloat16 rate of matrix products",
             repeats=1,
@@ -84,21 +84,30 @@ def image_folder(folder: Path, make: Callable[[], np.ndarray], spacing: data.Spa
     return folder
 
 
-def alike(ours: Path, theirs: Path, *, least: float) -> str:
-    """How many voxels of two label maps are equal.
+def agreement(ours: Path, theirs: Path) -> tuple[float, float]:
+    """The shares of equal voxels in two label maps: of all, and of those that either calls foreground.
 
     Raises:
-        Differs: fewer than ``least``, another grid, or another set of classes.
+        Differs: another grid, or one of them empty.
     """
     first, second = sitk.ReadImage(str(ours)), sitk.ReadImage(str(theirs))
     a, b = sitk.GetArrayViewFromImage(first), sitk.GetArrayViewFromImage(second)
     if a.shape != b.shape or not np.allclose(first.GetSpacing(), second.GetSpacing()):
         raise Differs(f"grids of {a.shape} and {b.shape} voxels")
-    share = float((a == b).mean())
-    foreground = (a > 0) | (b > 0)
-    inside = float((a == b)[foreground].mean())
+    if not a.any() or not b.any():
+        raise Differs("a label map without any foreground")
+    same = a == b
+    return float(same.mean()), float(same[(a > 0) | (b > 0)].mean())
+
+
+def worded(share: float, inside: float, *, least: float) -> str:
+    """The words for an ``agreement``.
+
+    Raises:
+        Differs: less than ``least`` of all voxels is alike.
+    """
     words = f"{100 * share:.3f}% of voxels alike, {100 * inside:.2f}% of the foreground"
-    if share < least or len(np.unique(a)) < 2:
+    if share < least:
         raise Differs(words)
     return words
 

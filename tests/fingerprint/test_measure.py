@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -91,6 +92,25 @@ def test_pooled_percentiles_are_those_of_all_voxels_when_cases_have_equally_many
     assert found == pytest.approx(expected, rel=0.02)
     assert pooled.mean == pytest.approx(everything.mean(), rel=1e-6)
     assert pooled.std == pytest.approx(everything.std(), rel=1e-6)
+
+
+def test_many_unequal_cases_are_pooled_by_weight_in_the_memory_of_one_number_per_value() -> None:
+    rng = np.random.default_rng(2)
+    sizes = [20 if number % 3 else 20_000 for number in range(150)]
+    cases = [rng.normal(float(rng.integers(-300, 300)), 50.0, (1, 1, 1, size)).astype(np.float32) for size in sizes]
+    stats = [case_stats("x", volume(data), np.ones(data.shape[1:], np.uint8), LABELS) for data in cases]
+    tracemalloc.start()
+    pooled = merge(stats, dataset="D", content_hash="h").intensities[0]
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    values = np.concatenate([data.ravel() for data in cases]).astype(np.float64)
+    weights = np.concatenate([np.full(size, 1 / size) for size in sizes])
+    order = np.argsort(values)
+    below = np.cumsum(weights[order]) / len(cases)
+    expected = values[order][np.searchsorted(below, (0.005, 0.5, 0.995))]
+    assert (pooled.percentile_00_5, pooled.median, pooled.percentile_99_5) == pytest.approx(expected, abs=2.0)
+    # All sketches together are four bytes per value: sorting copies with their weights took ten times that.
+    assert peak < 24 * sum(len(item.sketches[0]) for item in stats)
 
 
 def test_the_hash_follows_the_files(tmp_path: Path) -> None:
