@@ -1,53 +1,59 @@
-"""Where in a label map each integer occurs."""
+"""Which integers a label map holds, and where."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator
 
 import numpy as np
 
 Slices = tuple[slice, ...]
 
-# As many integers as a byte has bits are looked for at once.
-_BITS = 8
-_WINDOW = 31 * _BITS
+# Voxels looked at together: what is noted about each run of equal voxels stays small even where every voxel differs.
+_BLOCK = 1 << 20
 
 
-def bounding_boxes(array: np.ndarray, values: Sequence[int]) -> dict[int, Slices]:
-    """The smallest box around each of ``values`` that occurs in an array of integers.
+def value_boxes(array: np.ndarray) -> dict[int, Slices]:
+    """Every integer of an array, ascending, with the smallest box around its voxels.
 
-    Every voxel becomes a byte with one bit per value, and the bytes are joined along the axes: for eight values a tenth
-    of the time of ``scipy.ndimage.find_objects``, for a hundred about as much (numpy 2.4, uint8).
+    Only the ends of runs of equal voxels (in C order) are looked at: a tenth of the time of a pass over all voxels per
+    integer for segmentations, whose runs are long, and no slower for more integers (numpy 2.4, uint8).
     """
-    boxes: dict[int, Slices] = {}
-    integers = array.view(np.uint8) if array.dtype == bool else array
-    limits = np.iinfo(integers.dtype)
-    pending = sorted(value for value in values if limits.min <= value <= limits.max)
-    while pending and integers.size:
-        lowest = pending[0]
-        distances = _distances(integers, lowest)
-        while pending and pending[0] < lowest + _WINDOW:
-            first = pending[0] - lowest
-            profiles = _profiles(np.left_shift(np.uint8(1), distances - np.uint8(first)))
-            while pending and pending[0] < lowest + first + _BITS:
-                value = pending.pop(0)
-                bit = 1 << (value - lowest - first)
-                occupied = [np.flatnonzero(profile & bit) for profile in profiles]
-                if all(map(len, occupied)):
-                    boxes[value] = tuple(slice(int(where[0]), int(where[-1]) + 1) for where in occupied)
-    return boxes
+    found: dict[int, Slices] = {}
+    if not array.size:
+        return found
+    planes = max(1, _BLOCK * len(array) // array.size)
+    for first in range(0, len(array), planes):
+        for value, box in _block_boxes(array[first : first + planes]):
+            start, stop = box[0].start + first, box[0].stop + first
+            found[value] = _joined(found.get(value), (slice(start, stop), *box[1:]))
+    return dict(sorted(found.items()))
 
 
-def _distances(array: np.ndarray, lowest: int) -> np.ndarray:
-    """How far above ``lowest`` each voxel is, as uint8; 255 or a value beyond those that are asked for otherwise."""
-    # What lies below wraps around, so that as unsigned it is as far off as what lies above.
-    distances = (array - array.dtype.type(lowest)).view(f"u{array.dtype.itemsize}")
-    return distances if distances.dtype == np.uint8 else np.minimum(distances, 255).astype(np.uint8)
+def _joined(box: Slices | None, other: Slices) -> Slices:
+    if box is None:
+        return other
+    return tuple(slice(min(a.start, b.start), max(a.stop, b.stop)) for a, b in zip(box, other, strict=True))
 
 
-def _profiles(bits: np.ndarray) -> list[np.ndarray]:
-    """The bytes of an array joined by OR for every index of every axis."""
-    first = np.bitwise_or.reduce(bits.reshape(len(bits), -1), axis=1)
-    others = np.bitwise_or.reduce(bits, axis=0)
-    axes = range(others.ndim)
-    return [first, *(np.bitwise_or.reduce(others, axis=tuple(set(axes) - {axis})) for axis in axes)]
+def _block_boxes(block: np.ndarray) -> Iterator[tuple[int, Slices]]:
+    flat = block.reshape(-1)
+    ends = np.append(np.flatnonzero(flat[1:] != flat[:-1]), flat.size - 1)
+    values = flat[ends]
+    order = np.argsort(values, kind="stable")
+    values = values[order]
+    groups = np.flatnonzero(np.append(True, values[1:] != values[:-1]))
+    sides = [
+        (np.minimum.reduceat(low, groups).tolist(), np.maximum.reduceat(high, groups).tolist())
+        for low, high in _extents(np.append(0, ends[:-1] + 1)[order], ends[order], block.shape)
+    ]
+    for index, value in enumerate(values[groups].tolist()):
+        yield int(value), tuple(slice(low[index], high[index] + 1) for low, high in sides)
+
+
+def _extents(starts: np.ndarray, ends: np.ndarray, shape: tuple[int, ...]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """For each axis the lowest and the highest index of runs from flat index ``starts`` to ``ends``, included."""
+    wraps = np.zeros(len(starts), dtype=bool)
+    for length, low, high in zip(shape, np.unravel_index(starts, shape), np.unravel_index(ends, shape), strict=True):
+        # A run that goes on in the next row has been at the end of this one and begins the next.
+        yield np.where(wraps, 0, low), np.where(wraps, length - 1, high)
+        wraps |= low != high

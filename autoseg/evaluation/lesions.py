@@ -33,6 +33,9 @@ def lesion_f1(reference: np.ndarray, prediction: np.ndarray) -> float:
 
 
 def _distinct(numbers: np.ndarray, largest: int) -> int:
+    # Most structures are in one piece.
+    if largest <= 1:
+        return int(len(numbers) > 0)
     # Marking what occurs takes a third of the time of np.unique (numpy 2.4, 1e8 voxels).
     seen = np.zeros(largest + 1, dtype=bool)
     seen[numbers] = True

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 
 from autoseg.errors import DatasetError
-from autoseg.evaluation.boxes import Slices, bounding_boxes
+from autoseg.evaluation.boxes import Slices, value_boxes
 from autoseg.evaluation.lesions import lesion_f1
 from autoseg.evaluation.surface import assd, hd95, surface_dice, surface_distances
 from autoseg.schema.dataset import Label, Labels
@@ -29,6 +29,7 @@ def case_scores(
     reference_file: str = "",
     prediction_file: str = "",
     annotated: Sequence[str] | None = None,
+    boxes: Sequence[Mapping[int, Slices]] | None = None,
 ) -> CaseScores:
     """Score one segmentation, one entry per foreground label or region.
 
@@ -45,6 +46,7 @@ def case_scores(
         reference_file: path to note in the result.
         prediction_file: path to note in the result.
         annotated: names of the labels that the reference was searched for, None for all; the others have no scores.
+        boxes: ``value_boxes`` of reference and prediction, None to find them here.
 
     Raises:
         DatasetError: arrays that are not integer or differ in shape.
@@ -53,7 +55,7 @@ def case_scores(
     ignored = None
     if labels.ignore is not None:
         ignored = reference == labels.ignore
-    boxes = _boxes(labels, reference, prediction)
+    boxes = boxes or (value_boxes(reference), value_boxes(prediction))
     classes = tuple(
         _class_scores(label, reference, prediction, ignored, boxes, spacing, tolerance_mm)
         if annotated is None or label.name in annotated
@@ -74,15 +76,6 @@ def _check_arrays(reference: np.ndarray, prediction: np.ndarray, case: str) -> N
             raise DatasetError(f"{case}: the {name} holds {array.dtype}, not integers", hint="save it as integers")
 
 
-def _boxes(labels: Labels, *arrays: np.ndarray) -> dict[int, list[Slices]]:
-    """Bounding boxes of every foreground integer in each array."""
-    boxes: dict[int, list[Slices]] = {value: [] for value in labels.leaves}
-    for array in arrays:
-        for value, box in bounding_boxes(array, [value for value in labels.leaves if value != 0]).items():
-            boxes[value].append(box)
-    return boxes
-
-
 def _union(boxes: Sequence[Slices], shape: tuple[int, ...]) -> Slices:
     """The box around all boxes and one voxel more, because an ignored neighbour decides whether there is a surface."""
     return tuple(
@@ -96,11 +89,11 @@ def _class_scores(
     reference: np.ndarray,
     prediction: np.ndarray,
     ignored: np.ndarray | None,
-    boxes: dict[int, list[Slices]],
+    boxes: Sequence[Mapping[int, Slices]],
     spacing: Sequence[float],
     tolerance_mm: float,
 ) -> ClassScores:
-    around = [box for value in label.values for box in boxes[value]]
+    around = [found[value] for value in label.values for found in boxes if value in found]
     if not around:
         return _without_scores(label.name, "both", volume=0.0)
     box = _union(around, reference.shape)

@@ -35,6 +35,8 @@ _SHEAR_LIMIT_MM = 0.1
 _SAME_MM = 1e-5
 _SQUARE = 1e-5
 _BLOCK = 1 << 20
+# Decompressed first: whoever wants the header alone waits for no more.
+_FIRST_BLOCK = 1 << 12
 # zlib's window bits for gzip with its header and checksum.
 _GZIP = 31
 # NIfTI-1 standard (nifti1.h), datatype codes; colours are three or four bytes per voxel.
@@ -292,6 +294,7 @@ def _unpacked(plain: BinaryIO) -> Iterator[bytes]:
         zlib.error: anything else is wrong.
     """
     unpacker = zlib.decompressobj(wbits=_GZIP)
+    size = _FIRST_BLOCK
     while packed := plain.read(_BLOCK // 4):
         while packed:
             if unpacker.eof:
@@ -299,7 +302,8 @@ def _unpacked(plain: BinaryIO) -> Iterator[bytes]:
                 packed = packed.lstrip(b"\0")
                 unpacker = zlib.decompressobj(wbits=_GZIP) if packed else unpacker
                 continue
-            yield unpacker.decompress(packed, _BLOCK)
+            yield unpacker.decompress(packed, size)
+            size = _BLOCK
             packed = unpacker.unused_data if unpacker.eof else unpacker.unconsumed_tail
     if not unpacker.eof:
         raise EOFError

@@ -7,21 +7,21 @@ import io
 import json
 import math
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import astuple, dataclass, fields, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
-
-import numpy as np
+from typing import TypeVar
 
 from autoseg import records
 from autoseg.errors import AutosegError, DatasetError, PartialError, SettingError, joined
+from autoseg.evaluation.boxes import value_boxes
 from autoseg.evaluation.metrics import case_dice, case_scores, summarize
 from autoseg.io.dataset_json import read_description
 from autoseg.io.images import LABEL_ENDINGS, read_label, read_shape, split_ending
 from autoseg.io.volume import Volume, corner_distance_mm
 from autoseg.log import get_logger, progress, table
-from autoseg.parallel import Outcome, map_cases
+from autoseg.parallel import Outcome, map_cases, prefetch
 from autoseg.schema.dataset import DatasetSpec, Label, Labels
 from autoseg.schema.report import CaseScores, ClassScores, EvaluationReport
 from autoseg.schema.settings import EvaluateSettings
@@ -33,11 +33,18 @@ GRID_TOLERANCE_MM = 0.1
 
 # Starting worker processes takes about this long, most of it to import.
 _SECONDS_TO_START_WORKERS = 3.0
+# Pairs that tell how long the others will take, and the time of one from which on a single pair tells enough: to load
+# packages, as the first one does, takes less.
+_TIMED = 3
+_SLOW_SECONDS = 1.0
+# Up to this size the next pair is read while one is scored, with up to two pairs more in memory.
+_VOXELS_READ_AHEAD = 1 << 24
 
 # A raw dataset.json has other words for the last two; some have a version of their own.
 _KEYS_OF_OURS = {"version", "channels", "cases"}
 
 Annotated = Mapping[str, tuple[str, ...]]
+V = TypeVar("V")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +55,16 @@ class Pair:
     reference: Path
     prediction: Path
     annotated: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Loaded:
+    """``id``: that of the pair, by which errors name it."""
+
+    id: str
+    pair: Pair
+    reference: Volume
+    prediction: Volume
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,18 +150,48 @@ def evaluate_pairs(
     )
 
 
-def _outcomes(score: partial[_Scored], pairs: Sequence[Pair], workers: int | None) -> Iterator[Outcome[Pair, _Scored]]:
-    started = time.monotonic()
-    yield from map_cases(score, pairs[:1], workers=0)
-    left = (time.monotonic() - started) * (len(pairs) - 1)
-    if workers is None and left < _SECONDS_TO_START_WORKERS:
+def _outcomes(use: Callable[[_Loaded], V], pairs: Sequence[Pair], workers: int | None) -> Iterator[Outcome[Pair, V]]:
+    """Read all pairs and use them, in worker processes where that is sooner done (``workers`` None) or asked for."""
+    whole = partial(_load_and_use, use=use)
+    timed, seconds = 0, math.inf
+    while workers is None and timed < min(_TIMED, len(pairs)) and not _SLOW_SECONDS <= seconds < math.inf:
+        started = time.monotonic()
+        (outcome,) = map_cases(whole, pairs[timed : timed + 1], workers=0)
+        timed += 1
+        # A file that cannot be read says nothing about the others.
+        seconds = seconds if outcome.error else min(seconds, time.monotonic() - started)
+        yield outcome
+    rest = pairs[timed:]
+    voxels = _most_voxels(rest)
+    ahead = voxels <= _VOXELS_READ_AHEAD
+    # To read ahead halves the time that is left.
+    if workers is None and seconds * len(rest) / (1 + ahead) < _SECONDS_TO_START_WORKERS:
         workers = 0
-    needed = 0.0 if workers == 0 else _bytes_needed(pairs[1:])
-    yield from map_cases(score, pairs[1:], workers=workers, bytes_per_item=needed)
+    if workers == 0 and ahead:
+        yield from _reading_ahead(use, rest)
+    else:
+        yield from map_cases(whole, rest, workers=workers, bytes_per_item=_bytes_needed(voxels))
 
 
-def _bytes_needed(pairs: Sequence[Pair]) -> float:
-    """Memory for the largest case: two label maps, masks and components, and a distance transform of bounded size."""
+def _reading_ahead(use: Callable[[_Loaded], V], pairs: Sequence[Pair]) -> Iterator[Outcome[Pair, V]]:
+    """Reading takes half of the time, and decompresses on a core of its own."""
+    for loaded in prefetch(map_cases(_load, pairs, workers=0), depth=1):
+        if loaded.error is not None:
+            yield Outcome(item=loaded.item, error=loaded.error)
+            continue
+        (used,) = map_cases(use, [loaded.unwrap()], workers=0)
+        yield Outcome(item=loaded.item, value=used.value, error=used.error)
+
+
+def _load(pair: Pair) -> _Loaded:
+    return _Loaded(id=pair.id, pair=pair, reference=read_label(pair.reference), prediction=read_label(pair.prediction))
+
+
+def _load_and_use(pair: Pair, *, use: Callable[[_Loaded], V]) -> V:
+    return use(_load(pair))
+
+
+def _most_voxels(pairs: Sequence[Pair]) -> int:
     voxels = 0
     for pair in pairs:
         try:
@@ -152,14 +199,20 @@ def _bytes_needed(pairs: Sequence[Pair]) -> float:
         except DatasetError:
             # It will be reported when it is scored.
             continue
+    return voxels
+
+
+def _bytes_needed(voxels: int) -> float:
+    """Memory for a case of so many voxels: two label maps, masks and components, and a distance transform of bounded
+    size."""
     return 20.0 * voxels + 80.0 * min(voxels, 30_000_000)
 
 
-def _score(pair: Pair, *, labels: Labels, tolerance_mm: float, grid_tolerance_mm: float) -> _Scored:
-    reference, prediction = read_label(pair.reference), read_label(pair.prediction)
+def _score(loaded: _Loaded, *, labels: Labels, tolerance_mm: float, grid_tolerance_mm: float) -> _Scored:
+    pair, reference, prediction = loaded.pair, loaded.reference, loaded.prediction
     _check_grids(reference, prediction, pair, tolerance_mm=grid_tolerance_mm)
     truth, guess = reference.data[0], prediction.data[0]
-    known = {*labels.leaves, labels.ignore}
+    boxes = value_boxes(truth), value_boxes(guess)
     scores = case_scores(
         truth,
         guess,
@@ -170,8 +223,10 @@ def _score(pair: Pair, *, labels: Labels, tolerance_mm: float, grid_tolerance_mm
         reference_file=str(pair.reference),
         prediction_file=str(pair.prediction),
         annotated=pair.annotated,
+        boxes=boxes,
     )
-    return _Scored(scores=scores, unknown=tuple(sorted((_values(truth) | _values(guess)) - known)))
+    unknown = {*boxes[0], *boxes[1]} - {*labels.leaves, labels.ignore}
+    return _Scored(scores=scores, unknown=tuple(sorted(unknown)))
 
 
 def _check_grids(reference: Volume, prediction: Volume, pair: Pair, *, tolerance_mm: float) -> None:
@@ -186,13 +241,6 @@ def _check_grids(reference: Volume, prediction: Volume, pair: Pair, *, tolerance
             f"{pair.prediction} lies elsewhere than {pair.reference}: their corners are up to {distance:.3g} mm apart",
             hint=f"{hint}, or correct the header if only that is wrong",
         )
-
-
-def _values(array: np.ndarray) -> set[int]:
-    # Only where a value differs from the one before: sorting all voxels takes twenty times longer.
-    flat = array.reshape(-1)
-    changes = np.flatnonzero(flat[1:] != flat[:-1])
-    return {int(flat[0]), *np.unique(flat[1:][changes]).tolist()}
 
 
 def _fault(pair: Pair, error: Exception) -> str:
@@ -279,7 +327,7 @@ def read_labels(path: Path) -> tuple[Labels, Annotated]:
 
 def _plain_labels(pairs: Sequence[Pair], workers: int | None) -> Labels:
     values: set[int] = set()
-    for outcome in map_cases(_pair_values, pairs, workers=workers):
+    for outcome in _outcomes(_values, pairs, workers):
         # A file that cannot be read is reported when it is scored.
         values |= outcome.value or set()
     foreground = tuple(Label(name=str(value), values=(value,)) for value in sorted(values) if value != 0)
@@ -288,8 +336,8 @@ def _plain_labels(pairs: Sequence[Pair], workers: int | None) -> Labels:
     return Labels(foreground=foreground)
 
 
-def _pair_values(pair: Pair) -> set[int]:
-    return _values(read_label(pair.reference).data[0]) | _values(read_label(pair.prediction).data[0])
+def _values(loaded: _Loaded) -> set[int]:
+    return {*value_boxes(loaded.reference.data[0]), *value_boxes(loaded.prediction.data[0])}
 
 
 def write_scores(folder: Path, report: EvaluationReport) -> None:
@@ -300,8 +348,9 @@ def write_scores(folder: Path, report: EvaluationReport) -> None:
     writer.writerow(["id", *names, "reference", "prediction"])
     for case in report.cases:
         for scores in case.classes:
-            row = ["" if isinstance(value, float) and math.isnan(value) else value for value in astuple(scores)]
-            writer.writerow([case.id, *row, case.reference, case.prediction])
+            row = [getattr(scores, name) for name in names]
+            shown = ["" if isinstance(value, float) and math.isnan(value) else value for value in row]
+            writer.writerow([case.id, *shown, case.reference, case.prediction])
     records.write_text(folder / "scores.csv", text.getvalue())
     records.save(folder / "summary.json", report)
 

@@ -122,6 +122,17 @@ def test_flipped_bit_in_a_compressed_file_is_refused(tmp_path):
         read_image(path)
 
 
+def test_the_header_is_read_without_what_follows(tmp_path):
+    path = save(tmp_path / "a.nii.gz", np.zeros((30, 40, 50), np.uint8))
+    damaged = bytearray(path.read_bytes())
+    # The checksum of the content lies before its length, at the very end.
+    damaged[-6] ^= 1
+    path.write_bytes(damaged)
+    assert read_shape(path) == (1, 50, 40, 30)
+    with pytest.raises(DatasetError, match="damaged"):
+        read_image(path)
+
+
 def test_header_that_promises_far_too_much_is_refused_without_asking_for_the_memory(tmp_path):
     path = save(tmp_path / "image.nii", np.zeros((2, 2, 2), np.uint8))
     content = bytearray(path.read_bytes())

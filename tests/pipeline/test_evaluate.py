@@ -12,6 +12,7 @@ import SimpleITK as sitk  # noqa: N813 - the field's name
 
 from autoseg import records
 from autoseg.errors import DatasetError, PartialError, SettingError
+from autoseg.pipeline import evaluate as module
 from autoseg.pipeline.evaluate import Pair, evaluate, evaluate_pairs
 from autoseg.schema.dataset import DatasetSpec, Label, Labels
 from autoseg.schema.report import EvaluationReport
@@ -82,6 +83,40 @@ def test_worker_processes_give_the_same_report(folders: tuple[Path, Path], tmp_p
     together = evaluate(settings(folders, workers=2, output=str(tmp_path / "scores")))
     assert records.to_json(alone) == records.to_json(together)
     assert (tmp_path / "scores" / "summary.json").exists()
+
+
+@pytest.mark.parametrize("workers", [0, None])
+@pytest.mark.parametrize(
+    ("timed", "slow", "to_start", "ahead"),
+    [(3, 1.0, 3.0, 1 << 24), (1, 1.0, 60.0, 1 << 24), (1, 1.0, 60.0, 0), (2, 0.0, 60.0, 1 << 24), (2, 1.0, 0.0, 0)],
+)
+def test_however_files_are_read_scores_and_faults_are_the_same(
+    folders: tuple[Path, Path],
+    workers: int | None,
+    timed: int,
+    slow: float,
+    to_start: float,
+    ahead: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (folders[0] / "b.nii.gz").write_bytes(b"no image")
+    write(folders[1] / "d.nii.gz", label_map())
+    write(folders[0] / "d.nii.gz", label_map()[:, 1:])
+    labels = Labels(foreground=(Label(name="liver", values=(1,)), Label(name="tumour", values=(2,))))
+    pairs = [Pair(id=i, reference=folders[0] / f"{i}.nii.gz", prediction=folders[1] / f"{i}.nii.gz") for i in "abcd"]
+    one_by_one = [evaluate_pairs([pair], labels, workers=0) for pair in pairs]
+    for name, value in [
+        ("_TIMED", timed),
+        ("_SLOW_SECONDS", slow),
+        ("_SECONDS_TO_START_WORKERS", to_start),
+        ("_VOXELS_READ_AHEAD", ahead),
+    ]:
+        monkeypatch.setattr(module, name, value)
+    together = evaluate_pairs(pairs, labels, workers=workers)
+    assert together.cases == tuple(case for report in one_by_one for case in report.cases)
+    assert [case.id for case in together.cases] == ["a", "c"]
+    assert together.faults == tuple(fault for report in one_by_one for fault in report.faults)
+    assert [fault[0] for fault in together.faults] == ["b", "d"]
 
 
 def test_missing_and_extra_files_are_named(folders: tuple[Path, Path], caplog: pytest.LogCaptureFixture) -> None:
