@@ -8,15 +8,11 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-from autoseg.io.store import open_array, write_array
+from autoseg.io.store import StoredArray, open_array, write_array
 from autoseg.records import make_folder, remove_partial, write_text
-
-if TYPE_CHECKING:
-    import blosc2
 
 _MANIFEST = "manifest.json"
 _ENDING = ".labels.b2nd"
@@ -68,6 +64,6 @@ def _manifest(content_hash: str) -> str:
     return json.dumps({"version": _VERSION, "hash": content_hash}) + "\n"
 
 
-def open_label_map(path: Path | str) -> blosc2.NDArray:
+def open_label_map(path: Path | str) -> StoredArray:
     """A stored map (1, z, y, x), read where it is sliced."""
     return open_array(Path(path))

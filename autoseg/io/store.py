@@ -1,9 +1,10 @@
 """Preprocessed cases of one configuration on disk: Blosc2 arrays, JSON properties, memory-mapped locations.
 
-``<id>.image.b2nd``      float32 (channel, z, y, x)
-``<id>.label.b2nd``      uint8 or int16 (1, z, y, x), internal indices
+``<id>.image.b2nd``      float32 (channel, z, y, x); or uint8, where that times a factor is the image exactly
+``<id>.label.b2nd``      uint8, int8 or int16 (1, z, y, x), internal indices
 ``<id>.locations.npy``   int32 (N, 3): voxels (z, y, x) of every head, one head after the other
-``<id>.json``            shapes, properties, which rows belong to which head, and the sizes of the three files
+``<id>.json``            shapes, properties, which rows belong to which head, the sizes of the three files, and
+                         by what a uint8 image is to be divided
 ``manifest.json``        the hash of everything that made the store
 
 A case counts only when its JSON, which is written last, agrees with its files. So a killed run leaves nothing that
@@ -13,13 +14,13 @@ is taken for whole, and the same run started again only does what is missing.
 from __future__ import annotations
 
 import json
-import os
+import mmap
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -31,6 +32,10 @@ if TYPE_CHECKING:
     import blosc2
 
 _VERSION = 1
+# Of cases with images of single bytes: programs that do not know these make such cases anew.
+_BYTES_VERSION = 2
+# Pictures are normalised to their levels divided by this.
+_LEVELS = 255
 _MANIFEST = "manifest.json"
 _PARTS = (".image.b2nd", ".label.b2nd", ".locations.npy")
 _BLOCK_BYTES = 32 * 1024
@@ -39,6 +44,72 @@ _CHUNK_BYTES = 4 * 1024 * 1024
 _ROW = 32
 # Each open case holds three files open; systems allow some 1000 per process.
 _OPEN_CASES = 128
+# What reading leaves mapped in a process: to map it again takes a while, but not that of reading much more than this.
+_MAPPED_BYTES = 4 * 1024 * 1024
+
+
+class Sliced(Protocol):
+    """What is read where it is sliced, and whose pages can be given back."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    @property
+    def mapped_bytes(self) -> int: ...
+
+    def __getitem__(self, key: Any) -> np.ndarray: ...
+
+    def forget(self) -> None: ...
+
+
+class StoredArray:
+    """An array on disk that is unpacked where it is sliced, as numpy's: ``array[:, 3:9, ...]``.
+
+    Args:
+        array: what is stored.
+        file: its mapped file.
+        divisor: of what is stored, in float32; None where the values themselves are stored.
+    """
+
+    def __init__(self, array: blosc2.NDArray, file: mmap.mmap, divisor: int | None = None) -> None:
+        self.shape: tuple[int, ...] = tuple(array.shape)
+        self.chunks: tuple[int, ...] = tuple(array.chunks)
+        self.dtype = np.dtype(array.dtype if divisor is None else np.float32)
+        self._array, self._file, self._divisor = array, file, divisor
+
+    def __getitem__(self, key: Any) -> np.ndarray:
+        stored = self._box(key) if _is_box(key, len(self.shape)) else self._array[key]
+        if self._divisor is None:
+            return np.asarray(stored)
+        return np.asarray(np.divide(stored, np.float32(self._divisor), dtype=np.float32))
+
+    def _box(self, parts: tuple[slice, ...]) -> np.ndarray:
+        # What Blosc2's own slicing comes down to, after many questions that do not arise here.
+        limits = [part.indices(length) for part, length in zip(parts, self.shape, strict=True)]
+        start, stop = [first for first, _, _ in limits], [max(first, last) for first, last, _ in limits]
+        out = np.empty([last - first for first, last in zip(start, stop, strict=True)], dtype=self._array.dtype)
+        if out.size:
+            self._array.get_slice_numpy(out, (start, stop))
+        return out
+
+    @property
+    def mapped_bytes(self) -> int:
+        """The size of the file: so much of it can be in the memory of this process at most."""
+        return len(self._file)
+
+    def forget(self) -> None:
+        """Take the pages that were read out of this process; the system keeps them as long as it has room."""
+        if hasattr(mmap, "MADV_DONTNEED"):
+            self._file.madvise(mmap.MADV_DONTNEED)
+
+
+def _is_box(key: Any, axes: int) -> bool:
+    """Whether ``key`` is one slice without step per axis."""
+    return (
+        isinstance(key, tuple)
+        and len(key) == axes
+        and all(isinstance(part, slice) and part.step is None for part in key)
+    )
 
 
 @dataclass(frozen=True)
@@ -46,8 +117,8 @@ class StoredCase:
     """A case whose arrays are read piecewise: ``case.image[:, 3:9, ...]`` unpacks only what it needs."""
 
     id: str
-    image: blosc2.NDArray
-    label: blosc2.NDArray
+    image: StoredArray
+    label: Sliced
     properties: dict[str, Any]
     _locations: Path
     _rows: Mapping[str, Sequence[int]]
@@ -65,6 +136,16 @@ class StoredCase:
         return np.load(self._locations, mmap_mode="r", allow_pickle=False).view(np.ndarray)
 
     @property
+    def mapped_bytes(self) -> int:
+        """At most so much of the memory of this process holds pages of the files of image and label."""
+        return self.image.mapped_bytes + self.label.mapped_bytes
+
+    def forget(self) -> None:
+        """Take what was read of image and label out of the memory of this process; they stay open."""
+        self.image.forget()
+        self.label.forget()
+
+    @property
     def heads(self) -> tuple[int, ...]:
         """The heads that have voxels in this case."""
         return tuple(int(head) for head, (start, stop) in self._rows.items() if stop > start)
@@ -76,6 +157,7 @@ class CaseStore:
     def __init__(self, root: Path | str) -> None:
         self.root = Path(root)
         self._open: OrderedDict[str, StoredCase] = OrderedDict()
+        self._read: dict[str, StoredCase] = {}
 
     def __reduce__(self) -> tuple[Any, ...]:
         return CaseStore, (self.root,)
@@ -110,8 +192,8 @@ class CaseStore:
         """Write one case; several processes may write different cases of one store.
 
         Args:
-            image: (channel, z, y, x), stored as float32.
-            label: (z, y, x) or (1, z, y, x) internal indices, stored as uint8 or int16.
+            image: (channel, z, y, x), comes back as float32.
+            label: (z, y, x) or (1, z, y, x) internal indices, stored as uint8, int8 or int16.
             properties: JSON values.
             locations: head -> (N, 3) voxels (z, y, x).
             patch_size: what training reads at once; two entries for slices along axis 0.
@@ -122,9 +204,13 @@ class CaseStore:
         self._open.pop(id, None)
         self._path(id, ".json").unlink(missing_ok=True)
         label = label if label.ndim == 4 else label[np.newaxis]
-        kind = np.uint8 if label.min(initial=0) >= 0 and label.max(initial=0) <= 255 else np.int16
+        low, high = label.min(initial=0), label.max(initial=0)
+        kinds = (np.uint8, np.int8, np.int16)
+        kind = next(kind for kind in kinds if np.iinfo(kind).min <= low and high <= np.iinfo(kind).max)
         patch = (1,) * (3 - len(patch_size)) + tuple(patch_size)
-        write_array(self._path(id, _PARTS[0]), image.astype(np.float32, copy=False), patch)
+        image = image.astype(np.float32, copy=False)
+        levels = _levels(image)
+        write_array(self._path(id, _PARTS[0]), image if levels is None else levels, patch)
         write_array(self._path(id, _PARTS[1]), label.astype(kind, copy=False), patch)
         rows: dict[str, list[int]] = {}
         start = 0
@@ -135,9 +221,10 @@ class CaseStore:
         with atomic_path(self._path(id, _PARTS[2])) as temporary:
             np.save(temporary, np.concatenate(parts) if parts else np.empty((0, 3), np.int32), allow_pickle=False)
         description = {
-            "version": _VERSION,
+            "version": _VERSION if levels is None else _BYTES_VERSION,
             "id": id,
             "shape": list(image.shape),
+            "divisor": None if levels is None else _LEVELS,
             "properties": properties,
             "locations": rows,
             "bytes": {part: self._path(id, part).stat().st_size for part in _PARTS},
@@ -169,7 +256,7 @@ class CaseStore:
             )
         case = StoredCase(
             id=id,
-            image=open_array(self._path(id, _PARTS[0])),
+            image=open_array(self._path(id, _PARTS[0]), divisor=description.get("divisor")),
             label=open_array(self._path(id, _PARTS[1])),
             properties=description["properties"],
             _locations=self._path(id, _PARTS[2]),
@@ -180,12 +267,20 @@ class CaseStore:
             self._open.popitem(last=False)
         return case
 
+    def was_read(self, case: StoredCase) -> None:
+        """Note that a case was read; when those noted may fill too much of the memory, it is given back."""
+        self._read[case.id] = case
+        if sum(one.mapped_bytes for one in self._read.values()) > _MAPPED_BYTES:
+            for one in self._read.values():
+                one.forget()
+            self._read = {}
+
     def _path(self, id_: str, ending: str) -> Path:
         return self.root / f"{id_}{ending}"
 
     def _agrees(self, id_: str, description: Mapping[str, Any]) -> bool:
         sizes = description.get("bytes")
-        if description.get("version") != _VERSION or not isinstance(sizes, dict):
+        if description.get("version") not in (_VERSION, _BYTES_VERSION) or not isinstance(sizes, dict):
             return False
         try:
             return all(self._path(id_, part).stat().st_size == sizes.get(part) for part in _PARTS)
@@ -241,13 +336,26 @@ def write_array(path: Path, array: np.ndarray, patch: Sequence[int]) -> None:
         )
 
 
-def open_array(path: Path) -> blosc2.NDArray:
-    """An array that is unpacked where it is sliced."""
+def open_array(path: Path, *, divisor: int | None = None) -> StoredArray:
+    """An array that is unpacked where it is sliced; see ``StoredArray``."""
     import blosc2
 
-    # Workers of a data loader share the cores already; mapped files are shared among them.
-    mapped = {} if os.name == "nt" else {"mmap_mode": "r"}
-    return blosc2.open(str(path), mode="r", dparams={"nthreads": 1}, **mapped)
+    with path.open("rb") as stream:
+        # Mapped files are shared among the workers of a data loader, and what is mapped here can be given back.
+        file = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+    return StoredArray(blosc2.ndarray_from_cframe(file, copy=False), file, divisor)
+
+
+def _levels(image: np.ndarray) -> np.ndarray | None:
+    """The whole numbers 0 to 255 (uint8) that are exactly ``image`` when they are divided by 255; None if none are."""
+    # Most images are told by a few of their voxels.
+    for part in (image[..., :: max(1, image.shape[-1] // 4)], image):
+        if not 0 <= part.min(initial=0) <= part.max(initial=0) <= 1:
+            return None
+        levels = np.rint(part * np.float32(_LEVELS)).astype(np.uint8)
+        if not np.array_equal(np.divide(levels, np.float32(_LEVELS), dtype=np.float32), part):
+            return None
+    return levels
 
 
 def _read_json(path: Path) -> dict[str, Any]:

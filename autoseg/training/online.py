@@ -33,7 +33,7 @@ def make_validation(
         losses: list[torch.Tensor] = []
         with batches(source) as stream:
             # A GPU would wait for each patch; on a CPU a second thread would only take from the network's cores.
-            ahead = prefetch(stream) if kitchen.device.type == "cuda" else stream
+            ahead = prefetch(map(list, stream)) if kitchen.device.type == "cuda" else stream
             patches = None
             for step in range(count(state.epoch_steps)):
                 patches = image, target = network_batch(next(ahead), plain, step=step, out=patches)

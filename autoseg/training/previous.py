@@ -8,19 +8,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from autoseg.io.label_maps import open_label_map
-from autoseg.io.store import StoredCase
+from autoseg.io.store import Sliced, StoredCase
 from autoseg.nets.label_channels import Groups, add_label_channels
 from autoseg.schema.folders import ModelFolder
 from autoseg.training.mask_noise import disturb_labels
-
-if TYPE_CHECKING:
-    import blosc2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,8 +43,8 @@ class EarlierStage:
 class LabelPair:
     """Label and previous segmentation (2, z, y, x), read where it is sliced."""
 
-    label: blosc2.NDArray
-    previous: blosc2.NDArray
+    label: Sliced
+    previous: Sliced
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -56,6 +52,14 @@ class LabelPair:
 
     def __getitem__(self, box: tuple[slice, ...]) -> np.ndarray:
         return np.concatenate([self.label[box].astype(np.int16), self.previous[box].astype(np.int16)])
+
+    @property
+    def mapped_bytes(self) -> int:
+        return self.label.mapped_bytes + self.previous.mapped_bytes
+
+    def forget(self) -> None:
+        self.label.forget()
+        self.previous.forget()
 
 
 def with_previous(case: StoredCase, files: Mapping[str, Path]) -> StoredCase:

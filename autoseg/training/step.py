@@ -49,16 +49,32 @@ def make_batch(
 
     ``out`` is an earlier batch that nobody needs any more: written over, it costs no fresh pages.
     """
-    image, target = out if out is not None else _empty_batch(samples, kitchen)
     generators = _intensity_generators(kitchen, step, len(samples))
     # A GPU changes all samples together; on a CPU one sample is what fits the cache.
     together = len(samples) if kitchen.device.type == "cuda" else 1
     for first in range(0, len(samples), together):
-        part = slice(first, first + together)
-        images, targets, flips = _augmented(samples[part], kitchen, generators[part])
-        for index, axes in enumerate(flips, start=first):
-            _mirror_into(image[index], images[index - first], axes)
-            _mirror_into(target[index], targets[index - first], axes)
+        part = range(first, min(first + together, len(samples)))
+        # In a function of its own: a sample may be read when it is asked for, and this one is gone by then.
+        out = _with_samples(out, samples, part, kitchen, generators)
+    assert out is not None
+    return out
+
+
+def _with_samples(
+    batch: tuple[torch.Tensor, torch.Tensor] | None,
+    samples: Sequence[Sample],
+    part: range,
+    kitchen: Kitchen,
+    generators: Sequence[np.random.Generator],
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The batch, which is made if there is none, after part of the samples was written into it."""
+    images, targets, flips = _augmented(
+        [samples[index] for index in part], kitchen, [generators[index] for index in part]
+    )
+    image, target = batch if batch is not None else _empty_batch(len(samples), images, targets, kitchen)
+    for index, one, label, axes in zip(part, images, targets, flips, strict=True):
+        _mirror_into(image[index], one, axes)
+        _mirror_into(target[index], label, axes)
     return image, target
 
 
@@ -73,17 +89,21 @@ def _mirror_into(target: torch.Tensor, source: torch.Tensor, axes: Sequence[int]
         target.copy_(source.flip([axis + 1 for axis in axes]) if axes else source)
 
 
-def _empty_batch(samples: Sequence[Sample], kitchen: Kitchen) -> tuple[torch.Tensor, torch.Tensor]:
-    shape = (len(samples), samples[0].image.shape[0], *kitchen.patch_size)
-    image = torch.empty(shape, device=kitchen.device, memory_format=kitchen.memory_format)
-    shape = (len(samples), samples[0].label.shape[0], *kitchen.patch_size)
-    return image, torch.empty(shape, dtype=torch.int16, device=kitchen.device)
+def _empty_batch(
+    count: int, images: torch.Tensor, targets: torch.Tensor, kitchen: Kitchen
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Room for as many samples as these are, (b, c, *patch) each."""
+    image = torch.empty((count, *images.shape[1:]), device=kitchen.device, memory_format=kitchen.memory_format)
+    return image, torch.empty((count, *targets.shape[1:]), dtype=torch.int16, device=kitchen.device)
 
 
 def _augmented(
     samples: Sequence[Sample], kitchen: Kitchen, generators: Sequence[np.random.Generator]
 ) -> tuple[torch.Tensor, torch.Tensor, list[tuple[int, ...]]]:
-    """Image and target of some samples, and along which spatial axes each is still to be mirrored."""
+    """Image and target of some samples, and along which spatial axes each is still to be mirrored.
+
+    The target is int16, or as the label of a single sample on a CPU: what a byte holds is moved in half the time.
+    """
     images, targets, flips = [], [], []
     for sample in samples:
         axes: tuple[int, ...] = ()
@@ -91,13 +111,24 @@ def _augmented(
         label = torch.from_numpy(sample.label).to(kitchen.device, non_blocking=True)
         if sample.spatial is not None:
             # -1 marks voxels outside the mask, where no label is, and outside the image.
-            image, label, axes = cut(image, label, sample.spatial, kitchen.patch_size, centre=sample.centre, outside=-1)
+            image, label, axes = cut(
+                image,
+                label,
+                sample.spatial,
+                kitchen.patch_size,
+                centre=sample.centre,
+                outside=-1,
+                padded=sample.padded,
+            )
         images.append(image)
-        targets.append(label)
+        targets.append(label if len(samples) == 1 else label.to(torch.int16))
         flips.append(axes)
     image, target = _stacked(images), _stacked(targets)
     if kitchen.policy is not None:
         image = apply_intensity(image, kitchen.policy, generators)
+    if not target.is_signed():
+        # Nothing is outside.
+        return image, target, flips
     if kitchen.masked_channels:
         # Normalisation over a mask leaves exact zeros outside it; augmentation must not lift them.
         # 1 inside and 0 outside: truth values would take torch five times as long, on a CPU.

@@ -131,7 +131,7 @@ def test_image_and_label_stay_aligned() -> None:
         assert np.array_equal(moved[clear], (image > 0.5)[clear])
 
 
-@pytest.mark.parametrize("kind", [np.uint8, np.int16, np.int64])
+@pytest.mark.parametrize("kind", [np.uint8, np.int8, np.int16, np.int64])
 def test_labels_keep_type_and_gain_no_value(kind: type) -> None:
     label = (blobs((20, 20, 20), 3) * 40).astype(kind)
     for degrees in ([10.0, 20.0, 30.0], [-5.0, 0.0, 0.0]):
@@ -168,6 +168,31 @@ def test_a_patch_around_any_place_equals_one_around_the_middle_of_what_is_padded
     assert (expected_label == -1).any()
     np.testing.assert_allclose(out_image, expected_image, atol=1e-4)
     assert (out_label == expected_label).mean() > 0.999
+
+
+@pytest.mark.parametrize("kind", [np.int8, np.int16])
+@pytest.mark.parametrize(
+    ("shape", "patch", "degrees"), [((20, 18, 22), (12, 14, 10), [25.0, -10.0, 30.0]), ((40, 44), (30, 28), [77.0])]
+)
+@pytest.mark.parametrize("channels", [1, 8])
+def test_a_voxel_of_the_outside_around_the_image_stands_for_all_of_it(
+    shape: tuple[int, ...], patch: tuple[int, ...], degrees: list[float], channels: int, kind: type
+) -> None:
+    image, label = smooth((channels, *shape)), blobs(shape, 4).astype(kind)
+    centre = np.array([3.5, 7.0, 12.5][: len(shape)])
+    expected = apply(image, label, make(degrees, 1.3), patch, centre=centre, outside=-1)
+    border = [(0, 0), *[(1, 1)] * len(shape)]
+    framed = np.pad(image, border), np.pad(label, border, constant_values=-1)
+    found = apply(*framed, make(degrees, 1.3), patch, centre=centre + 1, padded=True)
+    np.testing.assert_allclose(found[0], expected[0], atol=1e-5)
+    assert (found[1] == -1).any()
+    assert (found[1] == expected[1]).mean() > 0.999
+
+
+def test_an_unsigned_label_is_given_a_sign_for_a_negative_outside() -> None:
+    label = np.full((1, 10, 10), 200, np.uint8)
+    _, moved = apply(np.ones((1, 10, 10), np.float32), label, make([0.0], 3.0), (10, 10), outside=-1)
+    assert (moved[0, 0, 0], moved[0, 5, 5]) == (-1, 200)
 
 
 @pytest.mark.parametrize("voxels_at_once", [1, 3 * 16**2, 2**20])

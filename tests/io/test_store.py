@@ -47,12 +47,77 @@ def test_case_comes_back(store):
     assert case.heads == (0, -1)
 
 
-def test_signed_labels_and_slices(store):
-    label = LABEL.astype(np.int16) - 1
+@pytest.mark.parametrize(("factor", "kind"), [(1, np.int8), (126, np.int16)])
+def test_signed_labels_and_slices(store, factor, kind):
+    label = LABEL.astype(np.int16) * factor - 1
     store.write_case("a", IMAGE, label, {}, {}, (16, 16))
     np.testing.assert_array_equal(store.open("a").label[0], label)
-    assert store.open("a").label.dtype == np.int16
+    assert store.open("a").label.dtype == kind
     assert store.open("a").image.chunks[:2] == (1, 1)
+
+
+def picture() -> np.ndarray:
+    return RNG.integers(0, 256, (3, 1, 40, 50)).astype(np.float32) / np.float32(255)
+
+
+def write_picture(store, image):
+    store.write_case("a", image, np.zeros(image.shape[1:], np.uint8), {}, {}, (16, 16))
+    return (store.root / "a.image.b2nd").stat().st_size
+
+
+def test_pictures_take_a_byte_per_voxel_and_come_back_exactly(store):
+    image = picture()
+    assert write_picture(store, image) < 1.6 * image.size
+    stored = CaseStore(store.root).open("a").image
+    assert (stored.dtype, stored.shape) == (np.float32, image.shape)
+    for box in ((slice(None),) * 4, (slice(1, 2), slice(0, 1), slice(3, 20), slice(40, 50)), np.s_[2, 0, 5:9]):
+        assert stored[box].dtype == np.float32
+        np.testing.assert_array_equal(stored[box], image[box])
+
+
+@pytest.mark.parametrize("change", [np.float32(1e-6), np.float32(-1), np.float32(2), np.float32("nan")])
+def test_a_single_voxel_that_no_byte_holds_is_kept(store, change):
+    image = picture()
+    image[1, 0, 7, 3] += change
+    assert write_picture(store, image) > 1.6 * image.size
+    np.testing.assert_array_equal(store.open("a").image[:], image)
+
+
+def test_cases_of_stores_without_a_divisor_are_read(store):
+    write(store)
+    path = store.root / "a.json"
+    description = json.loads(path.read_text())
+    assert description["version"] == 1
+    del description["divisor"]
+    path.write_text(json.dumps(description))
+    np.testing.assert_array_equal(CaseStore(store.root).open("a").image[:], IMAGE)
+
+
+def resident(root) -> int:
+    """Bytes of files in a folder that the memory of this process holds."""
+    found, inside = 0, False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        if "-" in line.split()[0]:
+            inside = str(root) in line
+        elif inside and line.startswith("Rss:"):
+            found += int(line.split()[1]) * 1024
+    return found
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="memory is told by Linux alone")
+def test_what_was_read_does_not_pile_up_in_memory(store, monkeypatch):
+    image = RNG.normal(size=(1, 40, 100, 100)).astype(np.float32)
+    for name in ("a", "b", "c"):
+        store.write_case(name, image, np.zeros(image.shape[1:], np.uint8), {}, {}, PATCH)
+    size = store.open("a").mapped_bytes
+    monkeypatch.setattr("autoseg.io.store._MAPPED_BYTES", int(1.5 * size))
+    for name in ("a", "b", "c", "a"):
+        case = store.open(name)
+        np.testing.assert_array_equal(case.image[:], image)
+        assert resident(store.root) > size / 2
+        store.was_read(case)
+        assert resident(store.root) < 1.5 * size
+    assert resident(store.root) == 0
 
 
 def test_ids_are_the_complete_cases(store):

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import weakref
+from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -44,6 +47,42 @@ def test_every_channel_and_the_target_are_mirrored_alike(channels: int, patch: t
         axes = [axis + 1 for axis in flips]
         np.testing.assert_array_equal(mine.numpy(), np.flip(sample.image, axes))
         np.testing.assert_array_equal(label.numpy(), np.flip(sample.label, axes).clip(0))
+
+
+class OneByOne(Sequence[Sample]):
+    """Samples that are made when they are asked for, and that count how many of them there are at most."""
+
+    def __init__(self, count: int) -> None:
+        self.count, self.most = count, 0
+        self._made: list[weakref.ref[np.ndarray]] = []
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: Any) -> Any:
+        sample = sample_of(2, (6, 8), MIRRORED[index])
+        self._made.append(weakref.ref(sample.image))
+        self.most = max(self.most, sum(one() is not None for one in self._made))
+        return sample
+
+
+def test_a_batch_never_holds_two_samples() -> None:
+    samples = OneByOne(len(MIRRORED))
+    image, _ = make_batch(samples, kitchen_of((6, 8)), step=0)
+    assert samples.most == 1
+    again, _ = make_batch([sample_of(2, (6, 8), flips) for flips in MIRRORED], kitchen_of((6, 8)), step=0)
+    assert torch.equal(image, again)
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.int8])
+def test_labels_of_bytes_become_the_same_target(kind: type) -> None:
+    sample = sample_of(2, (6, 8), (1,))
+    sample = replace(sample, label=np.maximum(sample.label, 0))
+    _, expected = make_batch([sample], kitchen_of((6, 8)), step=0)
+    image, target = make_batch([replace(sample, label=sample.label.astype(kind))], kitchen_of((6, 8), (0,)), step=0)
+    assert target.dtype == torch.int16
+    assert torch.equal(target, expected)
+    np.testing.assert_array_equal(image[0].numpy(), np.flip(sample.image, 2))
 
 
 def test_outside_the_mask_masked_channels_are_zero_and_others_are_not() -> None:
