@@ -106,6 +106,8 @@ def write_collection(collection: Collection, folder: Path, *, link: bool = False
     for split in (_TRAINING, _TEST) if any(entry.test for entry in collection.entries) else (_TRAINING,):
         records.make_folder(folder / f"images{split}")
         records.make_folder(folder / f"labels{split}")
+        records.remove_partial(folder / f"images{split}")
+        records.remove_partial(folder / f"labels{split}")
     outcomes = map_cases(job, collection.entries, workers=workers)
     for outcome in progress(outcomes, total=len(collection.entries), label="import"):
         try:

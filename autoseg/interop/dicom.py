@@ -2,38 +2,66 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-
-import numpy as np
+from typing import Any
 
 from autoseg.errors import DatasetError, joined
 from autoseg.interop.collection import Collection, Entry, refuse_repeated
+from autoseg.interop.dicom_names import Naming, names_by_size, names_of_file
+from autoseg.interop.dicom_survey import DicomCase, label_map, survey, warn_of_marks
 from autoseg.io.dicom import Series, read_series, scan_series
-from autoseg.io.dicom_labels import Annotation, find_annotations, joined_masks, read_masks
+from autoseg.io.dicom_labels import Annotation, find_annotations
 from autoseg.io.volume import Volume
 from autoseg.log import get_logger
 
 _LOG = get_logger(__name__)
 
+# Names in a line of the log.
+_SHOWN = 5
 
-def dicom_collection(folder: Path, *, channels: Sequence[str] = (), labels: Path | None = None) -> Collection:
+
+def dicom_collection(
+    folder: Path, *, channels: Sequence[str] = (), labels: Path | None = None, workers: int | None = 0
+) -> Collection:
     """Every series below ``folder`` that an RTSTRUCT or SEG below it refers to, with all that is marked in it.
 
     A case is called as the folder right below ``folder`` that holds it, else as the patient. Structures are known by
-    their names in all cases together; without ``labels`` they are numbered in alphabetical order. Where marks of two
-    names overlap, the later in the file wins.
+    their names in all cases together; without ``labels`` they are numbered by their size, the largest first. Where
+    structures overlap, the highest integer wins. What some cases list and others do not was not looked for in these:
+    ``annotated`` of dataset.json. What is odd is logged.
 
     Args:
         channels: a name for the one channel; default: the modality.
         labels: a JSON file whose ``labels`` say which names are wanted, and their integers.
+        workers: processes; 0 does everything in this one.
 
     Raises:
-        DatasetError: nothing is annotated, or series and annotations do not fit; all problems are listed.
+        DatasetError: nothing is annotated, series and annotations do not fit, or names cannot become labels; all
+            problems are listed.
         SettingError: pydicom is not installed.
     """
+    cases = _cases(folder)
+    given = None if labels is None else names_of_file(labels, cases)
+    found = survey(cases, workers=workers)
+    naming = given or names_by_size(cases, found, folder)
+    empty = [case for case in cases if not naming.listed(case.names)]
+    cases = [case for case in cases if case not in empty]
+    if empty:
+        _LOG.warning("%d cases list none of the labels and are left out: %s", len(empty), _shown(empty))
+    warn_of_marks(cases, found, naming.labels, naming.values)
+    modalities = sorted({case.series.modality for case in cases})
+    return Collection(
+        name=folder.name,
+        channels=tuple(channels) or ("_".join(modalities) or "image",),
+        labels=naming.labels,
+        entries=tuple(Entry(id=case.id, read=partial(_read, case, naming.values)) for case in cases),
+        facts=_facts(cases, naming),
+    )
+
+
+def _cases(folder: Path) -> list[DicomCase]:
     scanned = scan_series(folder)
     series = {uid: one for uid, one in scanned.items() if isinstance(one, Series)}
     by_series: dict[str, list[Annotation]] = {}
@@ -55,36 +83,12 @@ def dicom_collection(folder: Path, *, channels: Sequence[str] = (), labels: Path
         )
     if len(by_series) < len(series):
         _LOG.info("import: %d series without annotations are left out", len(series) - len(by_series))
-    values = _values(by_series, labels)
-    entries = tuple(
-        Entry(id=id_, read=partial(_read, series[uid], tuple(found), values))
+    cases = [
+        DicomCase(id=id_, series=series[uid], annotations=tuple(found))
         for id_, (uid, found) in zip(_ids(folder, series, by_series), by_series.items(), strict=True)
-    )
-    refuse_repeated(entries, folder)
-    modalities = sorted({series[uid].modality for uid in by_series})
-    return Collection(
-        name=folder.name,
-        channels=tuple(channels) or ("_".join(modalities) or "image",),
-        labels={"background": 0, **values},
-        entries=entries,
-    )
-
-
-def _values(by_series: Mapping[str, Sequence[Annotation]], labels: Path | None) -> dict[str, int]:
-    names = sorted({name for found in by_series.values() for one in found for name in one.names})
-    if labels is None:
-        return {name: number for number, name in enumerate(names, start=1)}
-    try:
-        wanted = json.loads(labels.read_text(encoding="utf-8-sig"))["labels"]
-        chosen = {str(name): int(value) for name, value in wanted.items() if int(value) != 0}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DatasetError(f"{labels} has no labels: {error}", hint='write {"labels": {"Heart": 1}}') from error
-    missing = [name for name in chosen if name not in names]
-    if missing:
-        raise DatasetError(
-            f"{labels}: nothing is called {', '.join(missing)}", hint=f"the names are: {', '.join(names)}"
-        )
-    return chosen
+    ]
+    refuse_repeated([Entry(id=case.id) for case in cases], folder)
+    return cases
 
 
 def _ids(folder: Path, series: Mapping[str, Series], by_series: Mapping[str, Sequence[Annotation]]) -> list[str]:
@@ -95,12 +99,29 @@ def _ids(folder: Path, series: Mapping[str, Series], by_series: Mapping[str, Seq
     return [found[0].patient or parts[0] or folder.name for parts, found in zip(above, by_series.values(), strict=True)]
 
 
-def _read(series: Series, annotations: Sequence[Annotation], values: Mapping[str, int]) -> tuple[Volume, Volume]:
-    image = read_series(series)
-    label = np.zeros(image.shape, dtype=np.uint16)
-    for annotation in annotations:
-        joined_masks(read_masks(annotation, image.geometry, image.shape), values, label)
-    return image, Volume(label[np.newaxis], image.geometry)
+def _facts(cases: Sequence[DicomCase], naming: Naming) -> dict[str, Any]:
+    """What was looked for, where that is not everything."""
+    everything = naming.listed(naming.values)
+    annotated = {case.id: naming.listed(case.names) for case in cases}
+    partial_ = {id_: names for id_, names in annotated.items() if names != everything}
+    if not partial_:
+        return {}
+    _LOG.info(
+        '%d of %d cases do not list all structures: "annotated" in dataset.json says that nobody looked for those '
+        "there (docs/labels.md); take it out where they are absent",
+        len(partial_),
+        len(cases),
+    )
+    return {"annotated": partial_}
+
+
+def _shown(cases: Sequence[DicomCase]) -> str:
+    return ", ".join([case.id for case in cases[:_SHOWN]] + ["..."] * (len(cases) > _SHOWN))
+
+
+def _read(case: DicomCase, values: Mapping[str, int]) -> tuple[Volume, Volume]:
+    image = read_series(case.series)
+    return image, Volume(label_map(case, values)[None], image.geometry)
 
 
 __all__ = ["dicom_collection"]

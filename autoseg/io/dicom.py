@@ -24,6 +24,7 @@ _LOG = get_logger(__name__)
 _MODALITY, _SERIES = "0008|0060", "0020|000e"
 _POSITION, _ORIENTATION, _PIXEL_SPACING = "0020|0032", "0020|0037", "0028|0030"
 _THICKNESS, _FRAMES = "0018|0050", "0028|0008"
+_ROWS, _COLUMNS, _FRAME_OF_REFERENCE = "0028|0010", "0028|0011", "0020|0052"
 # What is no image, though some of it has pixels.
 _DERIVED = {"SEG", "RTSTRUCT", "RTPLAN", "RTDOSE", "SR", "PR", "KO", "REG"}
 
@@ -49,6 +50,8 @@ class _Slice:
     column: np.ndarray
     spacing: tuple[float, float]
     thickness: float
+    size: tuple[int, int]
+    frame_of_reference: str
 
     @property
     def normal(self) -> np.ndarray:
@@ -57,12 +60,17 @@ class _Slice:
 
 @dataclass(frozen=True)
 class Series:
-    """An image series: its files in the order of the volume's planes, and the grid."""
+    """An image series: its files in the order of the volume's planes, and the grid.
+
+    ``shape`` is (z, y, x); ``frame_of_reference`` is the UID of its coordinates, empty where the files do not say it.
+    """
 
     uid: str
     modality: str
     files: tuple[Path, ...]
     geometry: Geometry
+    shape: tuple[int, int, int]
+    frame_of_reference: str
 
 
 @dataclass(frozen=True)
@@ -235,6 +243,7 @@ def _slice(path: Path, values: Mapping[str, str]) -> _Slice:
         position, cosines = _numbers(values[_POSITION]), _numbers(values[_ORIENTATION])
         rows, columns = _numbers(values.get(_PIXEL_SPACING, "1\\1"))
         thickness = float(values.get(_THICKNESS) or 1.0)
+        size = int(values.get(_ROWS, "0")), int(values.get(_COLUMNS, "0"))
     except ValueError as error:
         raise DatasetError(f"{path} has a geometry that cannot be read: {error}", hint="restore the file") from error
     return _Slice(
@@ -246,6 +255,8 @@ def _slice(path: Path, values: Mapping[str, str]) -> _Slice:
         column=cosines[3:],
         spacing=(float(rows), float(columns)),
         thickness=thickness,
+        size=size,
+        frame_of_reference=values.get(_FRAME_OF_REFERENCE, "").rstrip("\0"),
     )
 
 
@@ -272,7 +283,14 @@ def _series(uid: str, slices: Sequence[_Slice]) -> Series:
         direction=tuple(float(value) for value in direction.ravel()),
         ndim=3,
     )
-    return Series(uid, first.modality, tuple(item.path for item in ordered), geometry)
+    return Series(
+        uid=uid,
+        modality=first.modality,
+        files=tuple(item.path for item in ordered),
+        geometry=geometry,
+        shape=(len(ordered), *first.size),
+        frame_of_reference=first.frame_of_reference,
+    )
 
 
 def _step(ordered: Sequence[_Slice]) -> float:

@@ -23,6 +23,7 @@ from autoseg.schema.importing import ImportSettings
 _LOG = get_logger(__name__)
 
 MERGED = "merged.json"
+BEGUN = "imported.json"
 _NAME = re.compile(r"Dataset(\d{3,})_\w[^/\\]*")
 _NUMBERED = re.compile(r"Dataset\d{3,}_")
 
@@ -105,22 +106,28 @@ def _place(text: str, workspace: Workspace) -> Path:
 
 
 def _begin(collection: Collection, folder: Path, *, merge: bool) -> None:
-    """Of a merge, write down how labels are numbered anew: such files look alike whatever they came from.
+    """Write down how labels are numbered, of a merge and of DICOM: such files do not tell, and a later run keeps them.
 
     Raises:
         SettingError: the folder holds something else.
     """
     path = folder / MERGED
-    if not (merge or path.exists()):
+    if merge or path.exists():
+        sources = collection.facts["merged_from"] if merge else {}
+        integers = {prefix: source["integers"] for prefix, source in sources.items()}
+        content = {"labels": collection.labels, "integers": integers}
+    elif any(entry.read for entry in collection.entries) and not (folder / "dataset.json").exists():
+        path = folder / BEGUN
+        content = {"labels": collection.labels}
+    else:
         return
-    sources = collection.facts["merged_from"] if merge else {}
-    integers = {prefix: source["integers"] for prefix, source in sources.items()}
-    text = json.dumps({"labels": collection.labels, "integers": integers}, indent=2, ensure_ascii=False) + "\n"
+    text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
     if path.exists() and path.read_text(encoding="utf-8") == text:
         return
     if path.exists() or (folder.is_dir() and any(folder.iterdir())):
+        what = "a merge of other sources" if path.name == MERGED else "was begun with other labels or integers"
         raise SettingError(
-            f"{folder} holds another dataset, or a merge of other sources",
+            f"{folder} holds another dataset, or {what}",
             hint="give another --name, or remove that folder",
         )
     records.write_text(path, text)
@@ -141,7 +148,7 @@ def _reader(source: Path, settings: ImportSettings) -> Callable[[], Collection]:
         decathlon = _has_training_list(path)
         return lambda: msd_collection(source) if decathlon else nnunet_collection(source)
     if holds_dicom(source):
-        return lambda: dicom_collection(source, channels=settings.channels, labels=labels)
+        return lambda: dicom_collection(source, channels=settings.channels, labels=labels, workers=settings.workers)
     raise DatasetError(
         f"{source} is nothing that can be imported: it has no dataset.json, no nnU-Net model and no DICOM files",
         hint="give an nnU-Net or Decathlon folder, a CSV or JSON manifest, an nnU-Net model, or a folder of DICOM",
