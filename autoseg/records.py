@@ -136,7 +136,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
     """Hand out a temporary path beside ``path`` with the same ending; rename it on success, remove it on failure.
 
     Raises:
-        ResourceError: the disk is full.
+        ResourceError: the disk is full, or the file larger than a file may be there.
         SettingError: the folder cannot be made or written to.
     """
     with writing(path):
@@ -163,7 +163,7 @@ def writing(path: Path) -> Iterator[None]:
     """Say in a sentence why ``path`` cannot be written; other errors pass.
 
     Raises:
-        ResourceError: the disk is full.
+        ResourceError: the disk is full, or the file larger than a file may be there.
         SettingError: there is no permission, or a file lies where a folder should be.
     """
     try:
@@ -186,6 +186,11 @@ def _not_written(path: Path, error: OSError | RuntimeError) -> AutosegError | No
     words = str(error).lower() if isinstance(error, RuntimeError) else ""
     if code in _FULL or any(part in words for part in _FULL_WORDS):
         return ResourceError(f"no space left to write {path}", hint="free disk space and run it again")
+    if code == errno.EFBIG:
+        return ResourceError(
+            f"{path} would be larger than files may be here",
+            hint="raise the limit of this shell (ulimit -f), or choose a folder on another disk",
+        )
     if isinstance(error, OSError) and code in _NOT_WRITABLE:
         return SettingError(f"{path} cannot be written: {error.strerror}", hint="choose a folder that you may write to")
     return None

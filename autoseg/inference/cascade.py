@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -33,7 +35,8 @@ def model_before(folder: ModelFolder, configuration: Configuration) -> ModelFold
             f"{folder.root} refines predictions of {configuration.previous_stage}, but run.json names no model of it",
             hint="use a model of another configuration, or train the cascade with autoseg_train",
         )
-    before = ModelFolder(folder.root / named)
+    # Usually ``../NAME``, which is not for the eyes; of a link, that is beside the folder which it leads to.
+    before = ModelFolder(Path(os.path.normpath(folder.root.resolve() / named)))
     if not before.finished_folds():
         raise ModelFolderError(
             f"{folder.root} refines predictions of {configuration.previous_stage}, and that model is not in "

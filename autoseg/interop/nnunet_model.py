@@ -21,7 +21,6 @@ from pathlib import Path, PurePath, PurePosixPath
 from typing import IO, Any
 
 import torch
-from safetensors.torch import save_file
 
 from autoseg import records
 from autoseg.errors import ModelFolderError
@@ -32,6 +31,7 @@ from autoseg.io.discover import resolve_workspace
 from autoseg.io.staging import staging
 from autoseg.log import get_logger
 from autoseg.nets import build_network
+from autoseg.nets.weights import write_tensors
 from autoseg.schema.folders import FIRST_STAGE, PREVIOUS_MODEL, ModelFolder
 from autoseg.schema.plan import Configuration, Plan
 from autoseg.schema.report import RunReport
@@ -202,7 +202,7 @@ def _write(folder: Path, model: ModelFolder, checkpoints: Mapping[str, str], **n
         configuration = translated.plan.configuration(checkpoint.configuration)
         weights = fitting_weights(checkpoint, translated.plan, configuration)
         with records.atomic_path(model.fold(fold).weights) as temporary:
-            save_file(weights, temporary, metadata={"configuration": configuration.name})
+            write_tensors(temporary, weights, metadata={"configuration": configuration.name})
 
 
 def _save_facts(model: ModelFolder, translated: Translated, checkpoint: Checkpoint, named: Mapping[str, str]) -> Plan:

@@ -122,7 +122,6 @@ def _refuse_other(model: ModelFolder, settings: InstallSettings) -> None:
 
 def _place(bundle: Bundle, model: ModelFolder, workspace: Workspace) -> None:
     """Unpack beside the results, look it over, and rename: the model is there whole or not at all."""
-    records.make_folder(model.root.parent)
     # Not among the models of the dataset, where prediction would find half of it.
     with staging(workspace.results, _STAGING, lambda left: _settle(left, workspace)) as folder:
         fresh, former = ModelFolder(folder / _NEW), folder / _FORMER / model.root.parent.name / model.root.name
@@ -130,6 +129,8 @@ def _place(bundle: Bundle, model: ModelFolder, workspace: Workspace) -> None:
         _check(fresh, bundle)
         with records.writing(model.root):
             former.parent.mkdir(parents=True)
+            # Not before: a file that turns out to be none, or a full disk, leaves no empty dataset.
+            model.root.parent.mkdir(exist_ok=True)
             if model.root.exists():
                 model.root.rename(former)
             try:

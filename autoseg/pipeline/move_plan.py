@@ -8,11 +8,12 @@ from pathlib import Path
 
 from autoseg import records
 from autoseg.errors import SettingError, joined
+from autoseg.interop.nnunet_model import as_model_folder, is_nnunet_model
 from autoseg.io.discover import resolve_workspace
 from autoseg.log import get_logger
-from autoseg.pipeline.context import choose_dataset, remember_dataset
-from autoseg.pipeline.prepare import cost_function, fingerprint
-from autoseg.planning import check_plan, plan_table
+from autoseg.pipeline.context import choose_dataset, memory_budget, remember_dataset
+from autoseg.pipeline.prepare import cost_function, fingerprint, planned_device
+from autoseg.planning import check_plan, cost_of, plan_table
 from autoseg.planning.normalization import choose_normalization
 from autoseg.planning.spacing import median_shape, transposed
 from autoseg.schema.dataset import DatasetSpec
@@ -45,15 +46,18 @@ def move_plan(settings: MovePlanSettings) -> MovedPlan:
     Raises:
         DatasetError: no such dataset, or its files are faulty.
         SettingError: dimensions do not fit, or the target has a plan already.
+        ModelFolderError: the source is a model of nnU-Net that cannot be translated.
     """
     workspace = resolve_workspace(settings.workdir)
     source = _source(settings)
     # Measured before, or now: preprocessing needs it anyway.
-    measured = fingerprint(PrepareSettings(dataset=settings.target, workdir=settings.workdir))
+    preparing = PrepareSettings(dataset=settings.target, workdir=settings.workdir)
+    measured = fingerprint(preparing)
     folder = workspace.prepared(measured.dataset)
     spec = records.load(DatasetSpec, folder.dataset)
     moved = fit_plan(source, spec, measured, configurations=settings.configurations)
-    moved = replace(moved, plan=check_plan(moved.plan, cost=cost_function(moved.plan.device)))
+    plan = moved.plan if moved.plan.memory_bytes else _planned_here(moved.plan, preparing)
+    moved = replace(moved, plan=check_plan(plan, cost=cost_function(plan.device)))
     _write(folder, moved.plan, measured, force=settings.force)
     remember_dataset(spec.name, workspace)
     for doubt in moved.doubts:
@@ -105,15 +109,42 @@ def fit_plan(
 
 def _source(settings: MovePlanSettings) -> Plan:
     path = Path(settings.source).expanduser()
+    model = _model_of(path)
+    if path.suffix == ".json" and path.is_file() and path.name != "plans.json":
+        return records.load(Plan, path)
+    if (model / "plan.json").is_file():
+        return records.load(Plan, model / "plan.json")
+    if is_nnunet_model(model):
+        # Where ``--init`` looks for it too.
+        cache = resolve_workspace(settings.workdir).root / "cache" / "nnunet"
+        only = settings.configurations[0] if len(settings.configurations) == 1 else None
+        return records.load(Plan, as_model_folder(model, cache, configuration=only, stages=False) / "plan.json")
     if path.suffix == ".json":
         return records.load(Plan, path)
-    if (path / "plan.json").is_file():
-        return records.load(Plan, path / "plan.json")
     workspace = resolve_workspace(settings.source_workdir or settings.workdir)
     folder = workspace.prepared(choose_dataset(settings.source, workspace))
     if not folder.plan.exists():
         raise SettingError(f"{settings.source} has no plan in {workspace.root}", hint="run autoseg_plan for it first")
     return records.load(Plan, folder.plan)
+
+
+def _model_of(path: Path) -> Path:
+    """The model, which has the plan, of one of its folds, of a checkpoint of nnU-Net or of a file beside its folds."""
+    if path.suffix == ".pth":
+        return path.parent.parent
+    return path.parent if path.suffix == ".json" or path.name.startswith("fold_") else path
+
+
+def _planned_here(plan: Plan, settings: PrepareSettings) -> Plan:
+    """A plan that does not tell its device and memory, as nnU-Net's do not, with those of this machine.
+
+    What it needs is taken as it is: such a network was trained somewhere.
+    """
+    device = planned_device(settings)
+    cost = cost_function(device)
+    configurations = tuple(replace(item, cost=cost_of(plan, item, cost)) for item in plan.configurations)
+    memory = memory_budget(settings.device, settings.memory)
+    return replace(plan, device=device, memory_bytes=memory, configurations=configurations)
 
 
 def _problems(source: Plan, measured: Fingerprint, chosen: tuple[Configuration, ...]) -> list[str]:

@@ -27,7 +27,6 @@ from autoseg.errors import (
 from autoseg.inference.cascade import model_before
 from autoseg.inference.joint import JointPredictor
 from autoseg.inference.predictor import Predictor, Segmentation
-from autoseg.io.bundle import file_sha256
 from autoseg.io.discover import repeated
 from autoseg.io.images import read_label, split_ending, write_label
 from autoseg.io.inputs import cases_to_predict, output_ending, read_case, write_case_seg
@@ -47,6 +46,7 @@ from autoseg.pipeline.uncertainty import (
     with_missing_doubt,
     write_doubt,
 )
+from autoseg.pipeline.weights import weights_digest
 from autoseg.schema.dataset import CaseFiles, DatasetSpec, Labels
 from autoseg.schema.postprocessing import PostStep
 from autoseg.schema.report import PredictionRun
@@ -250,11 +250,11 @@ def _describe(choice: Choice, members: Sequence[Predictor]) -> PredictionRun:
     weights: dict[str, str] = {}
     for model, member in zip(choice.models, members, strict=True):
         prefix = f"{model.root.name}/" if len(members) > 1 else ""
-        weights |= {f"{prefix}{name}": file_sha256(model.fold(name).weights) for name in member.folds}
+        weights |= {f"{prefix}{name}": weights_digest(model.fold(name).weights) for name in member.folds}
         if member.first is not None:
             before = model_before(model, member.configuration)
             weights |= {
-                f"{prefix}{before.root.name}/{name}": file_sha256(before.fold(name).weights)
+                f"{prefix}{before.root.name}/{name}": weights_digest(before.fold(name).weights)
                 for name in member.first.folds
             }
     first = members[0]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
 
 from autoseg import records
 from autoseg.inference.cascade import model_before
@@ -24,7 +26,22 @@ def digests(model: ModelFolder, folds: Sequence[str] = ()) -> dict[str, str]:
     before = stage_before(model)
     if before is not None:
         files |= {f"{name}{_BEFORE}": before.fold(name).weights for name in before.finished_folds()}
-    return {name: file_sha256(path) for name, path in files.items()}
+    return {name: weights_digest(path) for name, path in files.items()}
+
+
+def weights_digest(path: Path) -> str:
+    """SHA-256 of a file of weights, which is read once as long as it stays as it is.
+
+    One prediction asks for its post-processing, for its temperature and for what it writes down, of large files.
+    """
+    state = path.stat()
+    return _digest(path, state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns)
+
+
+@lru_cache(maxsize=256)
+def _digest(path: Path, *state: int) -> str:
+    """``state`` is another one as soon as the file is."""
+    return file_sha256(path)
 
 
 def changed_folds(known: Mapping[str, str], today: Mapping[str, str]) -> tuple[str, ...]:
@@ -47,4 +64,4 @@ def stage_before(model: ModelFolder) -> ModelFolder | None:
     return None if configuration.previous_stage is None else model_before(model, configuration)
 
 
-__all__ = ["changed_folds", "configuration_of", "digests", "stage_before"]
+__all__ = ["changed_folds", "configuration_of", "digests", "stage_before", "weights_digest"]

@@ -54,7 +54,10 @@ class MovePlanSettings(CommonSettings):
     """Give a dataset the plan of another one."""
 
     source: str = option(
-        "", "whose plan: a dataset, a model folder or a plan.json", flags=("-s", "--source"), metavar="SOURCE"
+        "",
+        "whose plan: a dataset, a model of autoseg or nnU-Net, or a plan.json",
+        flags=("-s", "--source"),
+        metavar="SOURCE",
     )
     target: str = option("", "dataset that gets the plan", flags=("-t", "--target"), metavar="DATASET")
     source_workdir: str | None = option(

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import nn
 
 from autoseg.errors import RecordError
+from autoseg.nets.weights import write_tensors
 from autoseg.records import atomic_path
 from autoseg.training.state import EpochRecord, TrainState
 
@@ -88,10 +89,14 @@ def _read(path: Path, device: torch.device) -> dict[str, Any]:
 
 
 def save_weights(path: Path, network: nn.Module, *, metadata: dict[str, str]) -> None:
-    """The network's tensors as safetensors, contiguous and on the CPU."""
+    """The network's tensors as safetensors; equal ones with equal ``metadata`` give equal bytes.
+
+    Raises:
+        ResourceError, SettingError: as ``atomic_path``.
+    """
     tensors = {name: value.detach().cpu().contiguous() for name, value in bare(network).state_dict().items()}
     with atomic_path(path) as temporary:
-        save_file(tensors, temporary, metadata=metadata)
+        write_tensors(temporary, tensors, metadata=metadata)
 
 
 def load_weights(path: Path) -> dict[str, torch.Tensor]:
@@ -109,7 +114,7 @@ def load_weights(path: Path) -> dict[str, torch.Tensor]:
 
 
 def weights_hash(path: Path) -> str:
-    """SHA-256 of the numbers in a safetensors file; its header lists the same metadata in varying order."""
+    """SHA-256 of the numbers in a safetensors file, whatever its metadata."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         file.seek(8 + int.from_bytes(file.read(8), "little"))

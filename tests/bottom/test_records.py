@@ -99,6 +99,7 @@ def test_labels_map_any_integers_to_consecutive_indices() -> None:
     ("error", "kind"),
     [
         (OSError(28, "No space left on device"), ResourceError),
+        (OSError(27, "File too large"), ResourceError),
         (OSError(30, "Read-only file system"), SettingError),
         (PermissionError(13, "Permission denied"), SettingError),
         (RuntimeError("[enforce fail at inline_container.cc:664] . unexpected pos 704 vs 598"), ResourceError),

@@ -381,7 +381,7 @@ def test_what_a_killed_translation_left_goes(write_peer, tmp_path):
     script = (
         "import os, pathlib, sys\n"
         "from autoseg.interop import nnunet_model\n"
-        "nnunet_model.save_file = lambda *_, **__: os._exit(9)\n"
+        "nnunet_model.write_tensors = lambda *_, **__: os._exit(9)\n"
         "nnunet_model.as_model_folder(*map(pathlib.Path, sys.argv[1:]))"
     )
     folder = write_peer(tmp_path / NAME)

@@ -171,6 +171,6 @@ def test_a_plan_file_and_a_folder_are_sources_too(tmp_path: Path) -> None:
     work = tmp_path / "work"
     target = dataset(work / "raw" / "Dataset002_B", labels=2)
     records.save(tmp_path / "model" / "plan.json", replace(small_plan(), memory_bytes=10**9))
-    for source in (tmp_path / "model", tmp_path / "model" / "plan.json"):
+    for source in (tmp_path / "model", tmp_path / "model" / "plan.json", tmp_path / "model" / "fold_0"):
         moved = move_plan(MovePlanSettings(workdir=str(work), source=str(source), target=str(target)))
         assert moved.plan.dataset == "Dataset002_B"

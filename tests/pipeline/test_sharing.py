@@ -551,6 +551,7 @@ def test_a_full_disk_leaves_nothing_behind(
     with pytest.raises(ResourceError, match="no space left"):
         put(shared, tmp_path / "work")
     assert everything(tmp_path / "work") == {}
+    assert list((tmp_path / "work" / "results").iterdir()) == []
     with pytest.raises(ResourceError, match="no space left"):
         export(ExportSettings(model=str(model.root), output=str(tmp_path / "new" / "m.zip")))
     assert everything(tmp_path / "new") == {}

@@ -92,6 +92,21 @@ def test_after_the_journey_both_stages_predict_the_same(
         np.testing.assert_array_equal(original, installed)
 
 
+def test_both_stages_are_named_by_their_own_folders(
+    stages: tuple[ModelFolder, ModelFolder], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    link = tmp_path / "a link" / "to it"
+    link.parent.mkdir()
+    link.symlink_to(stages[1].root)
+    with caplog.at_level("INFO", logger="autoseg"):
+        for number, root in enumerate((stages[1].root, link)):
+            pack(ModelFolder(root), tmp_path / f"{number}.zip")
+    lines = [line for record in caplog.records for line in record.getMessage().splitlines()]
+    assert [line for line in lines if line.startswith("first stage: ")] == [
+        f"first stage: {stages[0].root.resolve()}, folds 0, 1"
+    ] * 2
+
+
 def test_the_first_stage_matters_and_brings_all_of_its_folds(
     stages: tuple[ModelFolder, ModelFolder], tmp_path: Path
 ) -> None:
@@ -264,6 +279,7 @@ def test_a_full_disk_leaves_neither_stage_behind(shared: Path, tmp_path: Path, m
         put(shared, tmp_path / "work")
     assert len(calls) == last
     assert everything(tmp_path / "work") == {}
+    assert list((tmp_path / "work" / "results").iterdir()) == []
 
 
 def test_onnx_graphs_of_a_cascade_are_refused_in_one_sentence(

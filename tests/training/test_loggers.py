@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import importlib.util
 import json
+import posixpath
+import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
@@ -16,6 +18,7 @@ from autoseg.errors import SettingError, StoppedError
 from autoseg.training.checkpoint import load_weights
 from autoseg.training.fold import FoldTask, train_fold
 from autoseg.training.loggers import LOGGERS, figures
+from autoseg.training.loggers.mlflow import _allowed
 
 MakeTask = Callable[..., FoldTask]
 
@@ -91,6 +94,49 @@ def test_csv_and_jsonl_are_always_written_and_agree(make_task: MakeTask) -> None
     for row, line in zip(rows, history(task), strict=True):
         assert float(row["train_loss"]) == line["train_loss"]
         assert float(row["dice small"]) == line["dice"]["small"]  # type: ignore[index]
+
+
+def test_a_label_called_mean_does_not_hide_the_mean() -> None:
+    row = {
+        **dict.fromkeys(("epoch", "step", "learning_rate", "train_loss", "seconds", "elapsed"), 1),
+        "val_loss": None,
+        "mean_dice": 0.5,
+        "dice": {"mean": 0.8, "other": 0.2, "absent": None},
+    }
+    values = figures(row)
+    assert (values["dice/mean"], values["dice_label/mean"], values["dice/other"]) == (0.5, 0.8, 0.2)
+    assert not {"dice/absent", "loss/validation"} & set(values)
+
+
+ODD_LABELS = (
+    *("a+b", "a*b", "a:b", "a_b", "../up", "up/..", "a//b", "a/b", "/a", "a/", "/", ".", "..", "..a", "...", "./a"),
+    *(
+        "x" * 244,
+        "x" * 245,
+        "x" * 246,
+        "x" * 300,
+        "x" * 301,
+        "+" * 300,
+        "a" * 236 + "/" + "b" * 60,
+        "größe",
+        "a b",
+        "-",
+    ),
+    *("lésion\n", "a\tb", "ア+", "100 %"),
+)
+
+
+def test_mlflow_is_given_names_that_it_takes_and_different_ones_stay_different() -> None:
+    names = [*(f"dice/{label}" for label in ODD_LABELS), *ODD_LABELS, ""]
+    given = [_allowed(name) for name in names]
+    for name in given:
+        # As MLflow documents them; a colon is not taken on Windows.
+        assert re.fullmatch(r"[/\w.\- ]{1,250}", name), name
+        assert posixpath.normpath(name) == name, name
+        assert name != "." and not name.startswith(("..", "/")), name
+    assert len(set(given)) == len(set(names))
+    for name in ("loss/train", "dice/mean", "dice/left atrium", "dice/Dataset003_Liver tumour", "dice/größe", "step"):
+        assert _allowed(name) == name
 
 
 def test_names_are_those_of_autoseg_and_of_other_packages(plugin: None) -> None:
@@ -216,6 +262,9 @@ def test_mlflow_holds_one_run_with_every_epoch_once(
     assert [metric.value for metric in metrics] == pytest.approx([row["train_loss"] for row in history(task)])
     assert (run.info.status, run.info.run_name) == ("FINISHED", "run fold 0")
     assert run.data.params["epochs"] == "3"
+    for name in map(_allowed, ODD_LABELS):
+        client.log_metric(run.info.run_id, name, 0.5, step=1)
+        assert [metric.value for metric in client.get_metric_history(run.info.run_id, name)] == [0.5]
 
 
 def test_wandb_writes_offline_runs_of_one_id(make_task: MakeTask, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -152,8 +152,15 @@ def _hand_over(sink: Sink, path: Path, mark: LoggerMark, state: TrainState) -> L
 
 
 def figures(row: Mapping[str, Any]) -> dict[str, float]:
-    """The numbers of a line of ``log.jsonl`` under flat names; what was not measured is left out."""
-    found = {f"dice/{name}": value for name, value in row["dice"].items() if value is not None}
+    """The numbers of a line of ``log.jsonl`` under flat names; what was not measured is left out.
+
+    A label called ``mean`` is ``dice_label/mean``, so that ``dice/mean`` is the mean of all labels in every log.
+    """
+    found = {
+        f"{'dice_label' if name == 'mean' else 'dice'}/{name}": value
+        for name, value in row["dice"].items()
+        if value is not None
+    }
     names = {
         "train_loss": "loss/train",
         "val_loss": "loss/validation",

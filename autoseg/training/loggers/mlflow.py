@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -9,6 +10,8 @@ from typing import Any
 from autoseg.training.loggers import LoggedRun, Sink, needed, settings_text
 
 _TAG = "autoseg.id"
+_LONGEST_NAME = 250
+_DIGEST = 8
 
 
 class _Sink:
@@ -48,5 +51,20 @@ def open_sink(run: LoggedRun) -> Sink:
 
 
 def _allowed(name: str) -> str:
-    """MLflow takes letters, digits, and ``_ - . / space``."""
-    return "".join(letter if letter.isalnum() or letter in "_-./ " else "_" for letter in name)
+    """The name itself where MLflow takes it; else one that it takes, which ends in a part of the name's SHA-256.
+
+    It takes at most 250 letters, digits, and ``_ - . / space`` (``:`` on some systems only), in normalised relative
+    paths. The ending keeps the curves of ``a+b`` and ``a*b`` apart.
+    """
+    plain = "/".join(map(_allowed_part, name.split("/")))
+    if plain == name and len(name) <= _LONGEST_NAME:
+        return name
+    digest = hashlib.sha256(name.encode()).hexdigest()[:_DIGEST]
+    return f"{plain[: _LONGEST_NAME - 1 - _DIGEST]}-{digest}"
+
+
+def _allowed_part(part: str) -> str:
+    letters = "".join(letter if letter.isalnum() or letter in "_-. " else "_" for letter in part)
+    if letters in {"", "."}:
+        return "_"
+    return f"_{letters[2:]}" if letters.startswith("..") else letters
