@@ -1,4 +1,4 @@
-"""python -m benchmarks [--stage help export ...] [--repeats 3] [--quick]: both programs, stage by stage."""
+"""python -m benchmarks [--stage help export ...] [--task 192] [--repeats 3] [--quick]: both programs, stage by stage."""
 
 from __future__ import annotations
 
@@ -32,6 +32,8 @@ def main() -> int:
     results, failures = [], []
     for name in asked.stage:
         for row in importlib.import_module(f"benchmarks.stages.{name}").rows(setting):
+            if asked.task not in row.task:
+                continue
             _say(f"{row.stage}: {row.task} ...")
             try:
                 result = measure(row, repeats=asked.repeats, log=setting.work / "logs" / f"{row.stage} {row.task}")
@@ -51,6 +53,7 @@ def main() -> int:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--stage", nargs="+", choices=STAGES, default=STAGES)
+    parser.add_argument("--task", default="", metavar="WORDS", help="only rows whose task has these words in it")
     parser.add_argument("--repeats", type=int, help="instead of what each row says")
     parser.add_argument("--quick", action="store_true", help="smaller volumes, and the docs are left as they are")
     parser.add_argument("--workdir", type=Path, default=ROOT / "build" / "benchmarks")

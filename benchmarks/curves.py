@@ -133,7 +133,7 @@ def _preprocess(context: Run) -> dict:
 
 def _prepared(context: Run) -> tuple[Path, Path, int]:
     """A work directory with a preprocessed dataset, the dataset's folder and its number of cases."""
-    count, shape = (4, (24, 64, 64)) if context.quick else (16, (64, 192, 192))
+    count, shape = (4, (24, 64, 64)) if context.quick else (64, (64, 192, 192))
     spacings = ((2.5, 0.8, 0.8), (1.6, 0.7, 0.7), (2.0, 0.9, 0.9))
     folder = _ct_dataset(context, f"preprocess_{count}", [(shape, spacings[index % 3]) for index in range(count)])
     workdir = context.work / f"prepared_{count}"
