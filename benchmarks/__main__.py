@@ -1,4 +1,4 @@
-"""python -m benchmarks [--stage help export ...] [--task 192] [--repeats 3] [--quick]: both programs, stage by stage."""
+"""python -m benchmarks [--stage help ...] [--task 192] [--repeats 3] [--quick]: both programs, stage by stage."""
 
 from __future__ import annotations
 
