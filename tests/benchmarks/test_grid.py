@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from statistics import mean
 
 import pytest
 
@@ -15,13 +16,17 @@ ROWS = records.read_lines(Path(__file__).parents[2] / "docs" / "grid.jsonl")
 NEAR_THE_BEST = 0.01
 
 
-def lines() -> dict[tuple, dict[int, dict]]:
-    """Trainings by everything but their width, then by width."""
-    found: dict[tuple, dict[int, dict]] = {}
+def lines() -> dict[tuple, dict[int, dict[str, float]]]:
+    """Mean steps and Dice of trainings with several seeds, by everything but seed and width, then by width."""
+    found: dict[tuple, dict[int, list[dict]]] = {}
     for row in ROWS:
-        others = tuple(row.get(name, 1) for name in ("dataset", "minutes", "batch", "rounds", "seed", "optimizer"))
-        found.setdefault((*others, row["device"], row["machine"]), {})[row["width"]] = row
-    return {key: rows for key, rows in found.items() if len(rows) > 1}
+        others = tuple(row.get(name, 1) for name in ("dataset", "minutes", "batch", "rounds", "optimizer"))
+        found.setdefault((*others, row["device"], row["machine"]), {}).setdefault(row["width"], []).append(row)
+    return {key: {width: _means(rows) for width, rows in of.items()} for key, of in found.items() if len(of) > 1}
+
+
+def _means(rows: list[dict]) -> dict[str, float]:
+    return {name: mean(row[name] for row in rows) for name in ("steps", "dice")}
 
 
 @pytest.mark.parametrize("key", [pytest.param(key, id=f"{key[0]} {key[1]:g} min") for key in lines()])
