@@ -146,8 +146,13 @@ def _alike(names: Sequence[str]) -> list[list[str]]:
     """Groups of names that are the same but for capital letters and spaces."""
     groups: dict[str, list[str]] = {}
     for name in names:
-        groups.setdefault("".join(name.split()).casefold(), []).append(name)
+        groups.setdefault(_key(name), []).append(name)
     return [group for group in groups.values() if len(group) > 1]
+
+
+def _key(name: str) -> str:
+    """Equal for names that are the same but for capital letters and spaces."""
+    return "".join(name.split()).casefold()
 
 
 def _quoted(names: Iterable[str]) -> str:
@@ -163,7 +168,7 @@ def _example(names: Sequence[str]) -> dict[str, int]:
     result: dict[str, int] = {}
     numbers: dict[str, int] = {}
     for name in names:
-        key = "".join(name.split()).casefold()
+        key = _key(name)
         if key and key not in _RESERVED:
             result[name] = numbers.setdefault(key, len(numbers) + 1)
     return result

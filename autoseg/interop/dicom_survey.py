@@ -188,7 +188,7 @@ def _marks(case: DicomCase) -> Marks:
     return Marks(
         voxels={names: int(count) for names, count in zip(members, counts, strict=True) if names and count},
         gaps=gaps,
-        voxel_volume=float(np.prod(case.series.geometry.spacing)),
+        voxel_volume=case.series.geometry.voxel_size,
     )
 
 

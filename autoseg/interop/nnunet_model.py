@@ -94,7 +94,7 @@ def as_model_folder(
         return path
     models = _stages(_choose(path, found, configuration)) if stages else [_choose(path, found, configuration)]
     stamp = models[0].stamp if len(models) == 1 else _stamp(*(model.stamp for model in models))
-    root = (cache or resolve_workspace().root / "cache" / "nnunet") / f"{models[0].name}-{stamp}"
+    root = (cache or resolve_workspace().translated) / f"{models[0].name}-{stamp}"
     if not ModelFolder(root).finished_folds():
         _LOG.info("nnU-Net: translating %s", " and ".join(str(model.folder) for model in models))
         _convert_all(models, root, stages=stages)

@@ -7,6 +7,7 @@ where they overlap, which is how holes are drawn. Frames of a SEG: ``dicom_frame
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,12 +54,8 @@ def find_annotations(folder: Path) -> tuple[Annotation, ...]:
         data = _open(path, pixels=False)
         kind = str(data.get("Modality", ""))
         if kind in {"RTSTRUCT", "SEG"}:
-            try:
+            with _understood(path, kind):
                 found.append(_annotation(path, kind, data))
-            except _MALFORMED as error:
-                raise DatasetError(
-                    f"{path} is a {kind} that cannot be understood: {error}", hint="export it again, or take it out"
-                ) from error
     return tuple(found)
 
 
@@ -69,15 +66,20 @@ def read_masks(annotation: Annotation, geometry: Geometry, shape: Sequence[int])
         DatasetError: contours or frames that do not fit the grid, or cannot be understood.
     """
     data = _open(annotation.path, pixels=True)
-    try:
+    with _understood(annotation.path, annotation.kind):
         if annotation.kind == "RTSTRUCT":
             yield from _contour_masks(annotation, data, geometry, shape)
         else:
             yield from frame_masks(annotation.path, data, geometry, shape)
+
+
+@contextmanager
+def _understood(path: Path, kind: str) -> Iterator[None]:
+    try:
+        yield
     except _MALFORMED as error:
         raise DatasetError(
-            f"{annotation.path} is a {annotation.kind} that cannot be understood: {error}",
-            hint="export it again, or take it out",
+            f"{path} is a {kind} that cannot be understood: {error}", hint="export it again, or take it out"
         ) from error
 
 

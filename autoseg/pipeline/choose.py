@@ -137,7 +137,7 @@ def choose_model(settings: ModelSettings) -> ModelFolder:
         SettingError: the model that is named is of another configuration or architecture.
     """
     if settings.model is not None:
-        cache = resolve_workspace(settings.workdir).root / "cache" / "nnunet"
+        cache = resolve_workspace(settings.workdir).translated
         folder = as_model_folder(settings.model, cache, configuration=settings.configuration)
         return _named_model(folder, Path(settings.model).expanduser().absolute(), settings)
     results = _results(settings)

@@ -131,7 +131,7 @@ def read_source(path: Path, *, workdir: str | None) -> Source:
     Raises:
         ModelFolderError: there is no trained model, or it cannot be read.
     """
-    folder, fold = _locate(path, resolve_workspace(workdir).root / "cache" / "nnunet")
+    folder, fold = _locate(path, resolve_workspace(workdir).translated)
     plan = records.load(Plan, folder.plan)
     weights = folder.fold(fold).weights
     configuration = plan.configuration(weights_configuration(weights))

@@ -115,8 +115,7 @@ def _source(settings: MovePlanSettings) -> Plan:
     if (model / "plan.json").is_file():
         return records.load(Plan, model / "plan.json")
     if is_nnunet_model(model):
-        # Where ``--init`` looks for it too.
-        cache = resolve_workspace(settings.workdir).root / "cache" / "nnunet"
+        cache = resolve_workspace(settings.workdir).translated
         only = settings.configurations[0] if len(settings.configurations) == 1 else None
         return records.load(Plan, as_model_folder(model, cache, configuration=only, stages=False) / "plan.json")
     if path.suffix == ".json":

@@ -37,6 +37,11 @@ class Workspace:
         """Remembers the dataset that was planned last."""
         return self.root / "current.json"
 
+    @property
+    def translated(self) -> Path:
+        """Models of nnU-Net as they were translated, so that none is translated twice."""
+        return self.root / "cache" / "nnunet"
+
     def prepared(self, dataset: str) -> PreparedFolder:
         return PreparedFolder(self.preprocessed / dataset)
 

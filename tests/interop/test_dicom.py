@@ -25,6 +25,7 @@ from autoseg.io.inputs import cases_to_predict, output_ending, read_case, write_
 from autoseg.pipeline.predict import predict
 from autoseg.schema.dataset import Label, Labels
 from autoseg.schema.settings import PredictSettings
+from tests.interop import dicom_files
 
 pydicom = pytest.importorskip("pydicom", reason="needs autoseg[dicom]")
 highdicom = pytest.importorskip("highdicom", reason="needs autoseg[dicom]")
@@ -69,15 +70,11 @@ class Scan:
             self._write(self.files[-1], index, number)
 
     def header(self, kind: str, modality: str, series: str) -> pydicom.Dataset:
-        data = pydicom.Dataset()
-        data.file_meta = pydicom.dataset.FileMetaDataset()
-        data.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
-        data.SOPClassUID, data.SOPInstanceUID = kind, pydicom.uid.generate_uid()
+        data = dicom_files.header(kind, modality, series, patient="P1", frame=self.frame)
         data.file_meta.MediaStorageSOPClassUID = data.SOPClassUID
         data.file_meta.MediaStorageSOPInstanceUID = data.SOPInstanceUID
-        data.PatientID, data.PatientName, data.PatientBirthDate, data.PatientSex = "P1", "A^B", "", ""
-        data.StudyInstanceUID, data.SeriesInstanceUID, data.Modality = self.study, series, modality
-        data.FrameOfReferenceUID, data.PositionReferenceIndicator = self.frame, ""
+        data.PatientName, data.PatientBirthDate, data.PatientSex = "A^B", "", ""
+        data.StudyInstanceUID, data.PositionReferenceIndicator = self.study, ""
         data.StudyDate, data.StudyTime, data.StudyID, data.AccessionNumber = "20200101", "000000", "1", ""
         data.ReferringPhysicianName, data.SeriesNumber, data.InstanceNumber = "", 1, 1
         return data
@@ -98,32 +95,20 @@ class Scan:
     def contours(self, path: Path, names: dict[str, float], *, hole: float = 0.0) -> None:
         """An RTSTRUCT of spheres of these radii about CENTRE, circles in the planes of the slices."""
         data = self.header(pydicom.uid.RTStructureSetStorage, "RTSTRUCT", pydicom.uid.generate_uid())
-        one, study, frame = pydicom.Dataset(), pydicom.Dataset(), pydicom.Dataset()
-        one.SeriesInstanceUID = self.uid
-        study.RTReferencedSeriesSequence, frame.RTReferencedStudySequence = [one], [study]
-        data.ReferencedFrameOfReferenceSequence = [frame]
-        data.StructureSetROISequence, data.ROIContourSequence = [], []
-        for number, (name, radius) in enumerate(names.items(), start=1):
-            roi, marks = pydicom.Dataset(), pydicom.Dataset()
-            roi.ROINumber, roi.ROIName, marks.ReferencedROINumber = number, name, number
-            marks.ContourSequence = [
-                self._circle(height, circle)
-                for height in (np.arange(SHAPE[0]) - (SHAPE[0] - 1) / 2) * SPACING[0]
-                for circle in (radius, hole)
-                if abs(height) < circle
-            ]
-            data.StructureSetROISequence.append(roi)
-            data.ROIContourSequence.append(marks)
+        data.ReferencedFrameOfReferenceSequence = [dicom_files.frame_reference(self.uid)]
+        heights = (np.arange(SHAPE[0]) - (SHAPE[0] - 1) / 2) * SPACING[0]
+        circles = {
+            name: [self._circle(at, circle) for at in heights for circle in (radius, hole) if abs(at) < circle]
+            for name, radius in names.items()
+        }
+        dicom_files.add_structures(data, circles)
         data.save_as(path, enforce_file_format=True)
 
     def _circle(self, height: float, radius: float) -> pydicom.Dataset:
         angles = np.linspace(0, 2 * np.pi, 180, endpoint=False)
         wide = np.sqrt(radius**2 - height**2)
         flat = np.stack([wide * np.cos(angles), wide * np.sin(angles), np.full(180, height)])
-        contour = pydicom.Dataset()
-        contour.ContourGeometricType, contour.NumberOfContourPoints = "CLOSED_PLANAR", 180
-        contour.ContourData = [f"{value:.4f}" for value in (CENTRE[:, None] + self.cosines @ flat).T.ravel()]
-        return contour
+        return dicom_files.contour((CENTRE[:, None] + self.cosines @ flat).T)
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +15,7 @@ from autoseg.io.discover import read_dataset
 from autoseg.io.images import read_label
 from autoseg.pipeline.importing import import_source
 from autoseg.schema.importing import ImportSettings
+from tests.interop import dicom_files
 
 pydicom = pytest.importorskip("pydicom", reason="needs autoseg[dicom]")
 
@@ -63,44 +63,27 @@ class Patient:
             data.save_as(self.folder / f"{index}.dcm", enforce_file_format=True)
 
     def _header(self, kind: str, modality: str, series: str) -> pydicom.Dataset:
-        data = pydicom.Dataset()
-        data.file_meta = pydicom.dataset.FileMetaDataset()
-        data.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
-        data.SOPClassUID, data.SOPInstanceUID = kind, pydicom.uid.generate_uid()
-        data.Modality, data.SeriesInstanceUID, data.PatientID = modality, series, self.name
-        data.FrameOfReferenceUID = self.frame
-        return data
+        return dicom_files.header(kind, modality, series, patient=self.name, frame=self.frame)
 
     def rtstruct(self, structures: dict, *, frame: str = "", named: bool = True, kind: str = "CLOSED_PLANAR") -> Path:
         """``structures``: name -> contours; None for a structure that is only listed."""
         data = self._header(pydicom.uid.RTStructureSetStorage, "RTSTRUCT", pydicom.uid.generate_uid())
-        coordinates, study, series = pydicom.Dataset(), pydicom.Dataset(), pydicom.Dataset()
+        coordinates = dicom_files.frame_reference(self.uid if named else None)
         coordinates.FrameOfReferenceUID = frame or self.frame
-        if named:
-            series.SeriesInstanceUID = self.uid
-            study.RTReferencedSeriesSequence, coordinates.RTReferencedStudySequence = [series], [study]
         data.ReferencedFrameOfReferenceSequence = [coordinates]
-        data.StructureSetROISequence, data.ROIContourSequence = [], []
-        for number, (name, drawn) in enumerate(structures.items(), start=1):
-            roi, marks = pydicom.Dataset(), pydicom.Dataset()
-            roi.ROINumber, roi.ROIName, marks.ReferencedROINumber = number, name, number
-            data.StructureSetROISequence.append(roi)
-            if drawn is None:
-                continue
-            marks.ContourSequence = [
-                self._contour(kind if len(points) > 1 else "POINT", z, points) for z, points in drawn
+        drawn = {
+            name: None
+            if places is None
+            else [
+                dicom_files.contour([(x, y, z) for x, y in points], kind=kind if len(points) > 1 else "POINT")
+                for z, points in places
             ]
-            data.ROIContourSequence.append(marks)
+            for name, places in structures.items()
+        }
+        dicom_files.add_structures(data, drawn)
         path = self.folder / "rt.dcm"
         data.save_as(path, enforce_file_format=True)
         return path
-
-    @staticmethod
-    def _contour(kind: str, z: float, points: Sequence[tuple[float, float]]) -> pydicom.Dataset:
-        contour = pydicom.Dataset()
-        contour.ContourGeometricType, contour.NumberOfContourPoints = kind, len(points)
-        contour.ContourData = [f"{value:.3f}" for x, y in points for value in (x, y, z)]
-        return contour
 
     def seg(self, segments: dict[str, np.ndarray]) -> Path:
         """A binary SEG without empty frames; with none at all if nothing is marked."""
