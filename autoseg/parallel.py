@@ -26,6 +26,8 @@ from autoseg.errors import AutosegError, WorkerError
 I = TypeVar("I")  # noqa: E741 - the item
 V = TypeVar("V")
 
+# Starting worker processes takes about this long, most of it to import.
+SECONDS_TO_START_WORKERS = 3.0
 # Where Linux states a container's limits (control groups, version 2).
 _CGROUP = Path("/sys/fs/cgroup")
 # Linux, prctl(2): the signal that a process gets when its parent ends.

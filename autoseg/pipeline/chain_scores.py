@@ -16,7 +16,7 @@ from autoseg.errors import DatasetError, RecordError
 from autoseg.evaluation.adoption import Chain, Scores, label_dice
 from autoseg.io.images import read_label
 from autoseg.ops.postprocess import postprocess
-from autoseg.parallel import Outcome, map_cases
+from autoseg.parallel import SECONDS_TO_START_WORKERS, Outcome, map_cases
 from autoseg.pipeline.crossval import Contender
 from autoseg.pipeline.evaluate import Pair
 from autoseg.schema.dataset import Labels
@@ -24,8 +24,6 @@ from autoseg.schema.folders import SelectionFolder
 from autoseg.schema.postprocessing import PostProcessing
 from autoseg.schema.selection import CaseTable
 
-# Starting worker processes takes about this long, most of it to import.
-_SECONDS_TO_START_WORKERS = 3.0
 # Two label maps, masks of a label, and its components.
 _BYTES_PER_VOXEL = 24.0
 
@@ -132,7 +130,7 @@ def _outcomes(jobs: Sequence[_Job], workers: int | None) -> Iterator[Outcome[_Jo
         voxels = outcome.unwrap().voxels
         yield outcome
     left = (time.monotonic() - started) * (len(jobs) - 1)
-    if workers is None and left < _SECONDS_TO_START_WORKERS:
+    if workers is None and left < SECONDS_TO_START_WORKERS:
         workers = 0
     # Cases of one dataset differ in size; the first one stands for all, with room for one twice as large.
     yield from map_cases(_score, jobs[1:], workers=workers, bytes_per_item=2 * _BYTES_PER_VOXEL * voxels)

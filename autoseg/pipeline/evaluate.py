@@ -21,7 +21,7 @@ from autoseg.io.dataset_json import read_description
 from autoseg.io.images import LABEL_ENDINGS, read_label, read_shape, split_ending
 from autoseg.io.volume import Volume, corner_distance_mm
 from autoseg.log import get_logger, progress, table
-from autoseg.parallel import Outcome, map_cases, prefetch
+from autoseg.parallel import SECONDS_TO_START_WORKERS, Outcome, map_cases, prefetch
 from autoseg.schema.dataset import DatasetSpec, Label, Labels
 from autoseg.schema.report import CaseScores, ClassScores, EvaluationReport
 from autoseg.schema.settings import EvaluateSettings
@@ -31,8 +31,6 @@ _LOG = get_logger(__name__)
 # As in the check of a dataset: the largest distance between the corners of two grids that count as the same.
 GRID_TOLERANCE_MM = 0.1
 
-# Starting worker processes takes about this long, most of it to import.
-_SECONDS_TO_START_WORKERS = 3.0
 # Pairs that tell how long the others will take, and the time of one from which on a single pair tells enough: to load
 # packages, as the first one does, takes less.
 _TIMED = 3
@@ -165,7 +163,7 @@ def _outcomes(use: Callable[[_Loaded], V], pairs: Sequence[Pair], workers: int |
     voxels = _most_voxels(rest)
     ahead = voxels <= _VOXELS_READ_AHEAD
     # To read ahead halves the time that is left.
-    if workers is None and seconds * len(rest) / (1 + ahead) < _SECONDS_TO_START_WORKERS:
+    if workers is None and seconds * len(rest) / (1 + ahead) < SECONDS_TO_START_WORKERS:
         workers = 0
     if workers == 0 and ahead:
         yield from _reading_ahead(use, rest)

@@ -108,7 +108,7 @@ def test_however_files_are_read_scores_and_faults_are_the_same(
     for name, value in [
         ("_TIMED", timed),
         ("_SLOW_SECONDS", slow),
-        ("_SECONDS_TO_START_WORKERS", to_start),
+        ("SECONDS_TO_START_WORKERS", to_start),
         ("_VOXELS_READ_AHEAD", ahead),
     ]:
         monkeypatch.setattr(module, name, value)
