@@ -11,8 +11,8 @@ _TRIM_THRESHOLD, _MMAP_MAX = -1, -4
 _DEFAULT_MMAP_MAX = 65536
 _DEFAULT_TRIM_THRESHOLD = 128 * 1024
 _NEVER = 2**31 - 1
-# Holes between larger blocks cost more memory (half as much again at 268 MB) than the time that is saved is worth.
-_LARGEST_BLOCK = 2**27
+# Holes between larger blocks cost more memory (half as much again at 536 MB) than the time that is saved is worth.
+_LARGEST_BLOCK = 2**28
 
 
 @contextmanager

@@ -1,9 +1,9 @@
 """Instance normalisation and its activation on a CPU, in place: one map is kept for backward where torch keeps two.
 
 Both are undone from the result, as in Rota Bulò et al. 2018 ("In-place activated BatchNorm"): with z = gamma u + beta
-and y = LeakyReLU(z), the normalised map u follows from y, which the next convolution keeps anyway. torch's instance
-norm also copies channels-last maps, a fifth of a step; here every sample goes through the kernel of batch
-normalisation, which reads them as they are and sums bfloat16 in float32.
+and y = LeakyReLU(z), the normalised map u follows from y, which the next convolution keeps anyway. The gradient is
+written over that map. torch's instance norm also copies channels-last maps, a fifth of a step; here every sample goes
+through the kernel of batch normalisation, which reads them as they are and sums bfloat16 in float32.
 """
 
 from __future__ import annotations
@@ -104,16 +104,22 @@ class _InstanceNormAct(torch.autograd.Function):
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         kept, weight, bias, scale, *rest = ctx.saved_tensors
         y = kept if ctx.undone else rest[0]
-        upstream = upstream.contiguous(memory_format=_LAYOUTS[y.ndim])
-        by_x, by_weight, by_bias = torch.empty_like(y), torch.zeros_like(weight), torch.zeros_like(bias)
+        # Whatever read the kept map has had its turn, so the gradient takes its place: no fresh map.
+        by_x = torch.empty_like(kept) if _graph_is_kept() else kept
+        by_weight, by_bias = torch.zeros_like(weight), torch.zeros_like(bias)
+        # Room for one sample at a time.
+        bent, straight = torch.empty_like(y[:1]), torch.empty_like(y[:1])
         for i in range(len(y)):
             one = slice(i, i + 1)
             gradient, x = upstream[one], kept[one]
             if ctx.slope != 1.0:
-                gradient = torch.ops.aten.leaky_relu_backward(gradient, y[one], ctx.slope, True)
+                gradient = torch.ops.aten.leaky_relu_backward.grad_input(
+                    gradient, y[one], ctx.slope, True, grad_input=bent
+                )
             if ctx.undone:
                 # The kernel's own formula with z for x, beta for the mean, and 1 / gamma for the scale of x.
-                x = x if ctx.slope == 1.0 else F.leaky_relu(x, 1 / ctx.slope)
+                if ctx.slope != 1.0:
+                    x = torch.ops.aten.leaky_relu.out(x, 1 / ctx.slope, out=straight)
                 inner, centre, width = weight.square() * scale[i], bias, weight.reciprocal()
             else:
                 inner, centre, width = weight, rest[1][i], scale[i]
@@ -124,3 +130,8 @@ class _InstanceNormAct(torch.autograd.Function):
             by_weight += dw
             by_bias += db
         return by_x, by_weight, by_bias, None, None
+
+
+def _graph_is_kept() -> bool:
+    """Whether another backward may go through the same graph (``retain_graph``)."""
+    return bool(torch._C._autograd._get_current_graph_task_keep_graph())

@@ -95,6 +95,26 @@ def test_one_map_is_kept_for_backward():
     assert set(kept) == {x.untyped_storage().data_ptr(), y.untyped_storage().data_ptr()}
 
 
+@pytest.mark.parametrize("offset", [0.0, 50.0])
+def test_the_gradient_takes_the_place_of_the_kept_map_unless_the_graph_is_kept(offset):
+    inside, gradients = [], []
+    x = drawn(3).requires_grad_()
+    for backwards in (3, 1):
+        given = x * 1
+        place = given.data_ptr()
+
+        def note(gradient, place=place):
+            inside.append(gradient.data_ptr() == place)
+            gradients.append(gradient.clone())
+
+        given.register_hook(note)
+        y = normalize_and_activate(given, drawn_norm(3, offset), nn.LeakyReLU(0.01))
+        for left in reversed(range(backwards)):
+            y.backward(drawn(3, seed=2), retain_graph=left > 0)
+    assert inside == [False, False, True, True]
+    assert all(torch.equal(one, gradients[0]) for one in gradients)
+
+
 @pytest.mark.parametrize("ndim", [2, 3])
 def test_no_gradients_no_difference(ndim):
     norm, act = drawn_norm(ndim), nn.LeakyReLU(0.01)
