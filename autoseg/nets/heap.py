@@ -6,6 +6,8 @@ import ctypes
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch
+
 # glibc's malloc.h.
 _TRIM_THRESHOLD, _MMAP_MAX = -1, -4
 _DEFAULT_MMAP_MAX = 65536
@@ -16,7 +18,7 @@ _LARGEST_BLOCK = 2**28
 
 
 @contextmanager
-def reused_heap(largest_block: float) -> Iterator[None]:
+def reused_heap(largest_block: float, optimizer: torch.optim.Optimizer) -> Iterator[None]:
     """Large blocks come from the heap, and the heap does not shrink; afterwards everything free goes back.
 
     Without it glibc maps each feature map of a step afresh, and the kernel clears its pages: about a tenth of a step.
@@ -24,6 +26,7 @@ def reused_heap(largest_block: float) -> Iterator[None]:
 
     Args:
         largest_block: bytes of the largest feature map.
+        optimizer: begins after its first step. What it then keeps for good would lie among the maps' places.
     """
     if largest_block > _LARGEST_BLOCK:
         yield
@@ -34,11 +37,17 @@ def reused_heap(largest_block: float) -> Iterator[None]:
     except (OSError, AttributeError, TypeError):
         yield
         return
-    tune(_MMAP_MAX, 0)
-    tune(_TRIM_THRESHOLD, _NEVER)
+
+    def begin(*_: object) -> None:
+        first_step.remove()
+        tune(_MMAP_MAX, 0)
+        tune(_TRIM_THRESHOLD, _NEVER)
+
+    first_step = optimizer.register_step_post_hook(begin)
     try:
         yield
     finally:
+        first_step.remove()
         tune(_MMAP_MAX, _DEFAULT_MMAP_MAX)
         tune(_TRIM_THRESHOLD, _DEFAULT_TRIM_THRESHOLD)
         trim(0)

@@ -183,14 +183,14 @@ def memory_errors(task: FoldTask) -> Iterator[None]:
         ) from error
 
 
-def training_heap(tasks: Sequence[FoldTask], kitchen: Kitchen) -> AbstractContextManager[None]:
+def training_heap(tasks: Sequence[FoldTask], kitchen: Kitchen, state: TrainState) -> AbstractContextManager[None]:
     """How the memory of the steps of one or several datasets is kept on a CPU; a GPU keeps its own."""
     if kitchen.device.type != "cpu":
         return nullcontext()
     configurations = [task.configuration for task in tasks]
     # In a U-Net the largest map is what its last step concatenates.
     values = max(2 * one.topology.features[0] * one.batch_size * math.prod(one.patch_size) for one in configurations)
-    return reused_heap(values * (4 if kitchen.precision is None else 2))
+    return reused_heap(values * (4 if kitchen.precision is None else 2), state.optimizer)
 
 
 def make_kitchen(task: FoldTask, device: torch.device, world: World) -> Kitchen:
@@ -263,7 +263,7 @@ def _run(
     clock: Callable[[], float],
 ) -> bool:
     with (
-        training_heap([task], kitchen),
+        training_heap([task], kitchen, state),
         logging_to(task, state) if world.is_first else nullcontext() as log_epoch,
         open_steps(task, kitchen, world, state.network, first_step=state.step) as take_step,
     ):

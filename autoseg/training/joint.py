@@ -156,7 +156,7 @@ def _run(
 ) -> bool:
     world, count = read_world(), len(task.domains)
     with ExitStack() as stack:
-        stack.enter_context(training_heap(task.domains, kitchens[0]))
+        stack.enter_context(training_heap(task.domains, kitchens[0], state))
         log_epoch = stack.enter_context(logging_to(task, state))
         steps: list[TakeStep] = []
         for index, (domain, kitchen) in enumerate(zip(task.domains, kitchens, strict=True)):

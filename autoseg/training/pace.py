@@ -34,7 +34,7 @@ def step_seconds(task: FoldTask, *, seconds: float, clock: Callable[[], float] =
     with memory_errors(task):
         state = make_state(task, kitchen)
         with (
-            training_heap([task], kitchen),
+            training_heap([task], kitchen, state),
             open_steps(task, kitchen, world, state.network, first_step=0) as take_step,
         ):
             began = clock()

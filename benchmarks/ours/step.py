@@ -58,7 +58,7 @@ def main() -> None:
     loss = segmentation_loss(labels, batch_dice=description["batch_dice"], weights=network.output_weights)
     losses, seconds = [], []
     largest = 2 * topology.features[0] * given["images"][0].size * (4 if kitchen.precision is None else 2)
-    with reused_heap(largest):
+    with reused_heap(largest, state.optimizer):
         for images, target in zip(given["images"], given["targets"], strict=True):
             image = torch.from_numpy(images).contiguous(memory_format=kitchen.memory_format)
             started = time.perf_counter()
