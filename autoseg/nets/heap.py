@@ -38,16 +38,20 @@ def reused_heap(largest_block: float, optimizer: torch.optim.Optimizer) -> Itera
         yield
         return
 
-    def begin(*_: object) -> None:
-        first_step.remove()
-        tune(_MMAP_MAX, 0)
-        tune(_TRIM_THRESHOLD, _NEVER)
+    begun = False
 
-    first_step = optimizer.register_step_post_hook(begin)
+    def begin(*_: object) -> None:
+        nonlocal begun
+        if not begun:
+            tune(_MMAP_MAX, 0)
+            tune(_TRIM_THRESHOLD, _NEVER)
+        begun = True
+
+    after_step = optimizer.register_step_post_hook(begin)
     try:
         yield
     finally:
-        first_step.remove()
+        after_step.remove()
         tune(_MMAP_MAX, _DEFAULT_MMAP_MAX)
         tune(_TRIM_THRESHOLD, _DEFAULT_TRIM_THRESHOLD)
         trim(0)
