@@ -14,6 +14,7 @@ from autoseg.losses.dice_ce import dice_ce_loss
 from autoseg.schema.dataset import Label, Labels
 
 PLAIN = Labels(foreground=tuple(Label(name=f"organ {value}", values=(value,)) for value in (1, 2, 5)))
+MANY = Labels(foreground=tuple(Label(name=f"l{value}", values=(value,)) for value in range(1, 20)))
 PLAIN_IGNORE = Labels(foreground=PLAIN.foreground, ignore=9)
 REGIONS = Labels(
     foreground=(
@@ -86,7 +87,7 @@ def test_gradcheck(labels: Labels, batch_dice: bool) -> None:
     assert torch.autograd.gradcheck(lambda z: loss(z, target), (logits.requires_grad_(),))
 
 
-@pytest.mark.parametrize("labels", [PLAIN, PLAIN_IGNORE])
+@pytest.mark.parametrize("labels", [PLAIN, PLAIN_IGNORE, MANY])
 def test_memory_order_changes_nothing_and_is_kept(labels: Labels) -> None:
     logits, target = draw(labels, (2, 4, 5, 6))
     plain = logits.float().requires_grad_()
