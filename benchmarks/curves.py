@@ -33,6 +33,11 @@ class Run:
     work: Path
     quick: bool
 
+    @property
+    def cases(self) -> int:
+        """Of the dataset that is preprocessed and loaded from."""
+        return 4 if self.quick else 64
+
     def tool(self, name: str, *arguments: object, log: str) -> Usage:
         return self._run([str(Path(sys.executable).parent / name), *map(str, arguments)], log)
 
@@ -117,7 +122,7 @@ def _fingerprint(context: Run) -> dict:
 
 
 def _preprocess(context: Run) -> dict:
-    few, many = (4, 8) if context.quick else (64, 256)
+    few, many = context.cases, 8 if context.quick else 256
     usages: dict[tuple[int, int], list[Usage]] = {(cores, count): [] for cores in (1, 2) for count in (few, many)}
     # In turn, because the speed of a machine changes with what else it does.
     for _ in range(1 if context.quick else 3):
@@ -201,7 +206,7 @@ def _folds(context: Run) -> dict:
 
 
 def _loading(context: Run) -> dict:
-    workdir, folder = _prepared(context, 4 if context.quick else 64)
+    workdir, folder = _prepared(context, context.cases)
     context.tool("autoseg_preprocess", "-d", folder, "--workdir", workdir, "--memory", "4GB", log="loading preparation")
     prepared = next((workdir / "preprocessed").glob("*"))
     batches = 4 if context.quick else 30

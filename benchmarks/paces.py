@@ -15,16 +15,18 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+from autoseg.nets import traits_of
 from autoseg.pipeline.pace import task_to_time
 from autoseg.pipeline.prepare import cost_function
-from autoseg.pipeline.set_up import set_up
-from autoseg.planning.clock import WIDTHS, interpolate
+from autoseg.pipeline.set_up import Training, set_up
+from autoseg.planning.clock import WIDTHS, interpolate, with_width
 from autoseg.planning.situation import cost_of
 from autoseg.schema.plan import Configuration, Plan
+from autoseg.schema.settings import TrainSettings
 from autoseg.training.pace import step_seconds
 from benchmarks.grid import DATASETS
-from benchmarks.ours.budgeted import planned, settings_of
 
 # The width whose variants are predicted.
 _MIDDLE = 16
@@ -39,45 +41,53 @@ def main() -> None:
     _line("dataset", "step", "GFLOP", "predicted", "measured", "predicted / measured")
     _line(*["---"] * 6)
     for dataset in asked.dataset:
-        cell = {"workdir": str(asked.workdir), "dataset": dataset, "batch": 0, "minutes": 10.0, "rounds": 1}
-        cell |= {"optimizer": "muon", "seed": 0, "device": "cpu"}
+        training = set_up(
+            TrainSettings(
+                workdir=str(asked.workdir),
+                dataset=(dataset,),
+                fold=("0",),
+                optimizer="muon",
+                device="cpu",
+                quiet=True,
+            )
+        )
+        traits = traits_of(training.configuration.architecture.name)
+        widths = {
+            width: with_width(training.plan, training.configuration, width, traits, cost=cost_function("cpu"))
+            for width in WIDTHS
+        }
         measured: dict[int, float] = {}
-        for width in WIDTHS:
-            plan = planned({**cell, "width": width})
-            configuration = plan.configuration(plan.default_configuration)
-            measured[_flops(configuration)] = seconds = _measure(cell, plan, configuration)
-            patch = "x".join(map(str, configuration.patch_size))
-            label = f"width {width}, {patch}, batch {configuration.batch_size}"
+        for width, configuration in widths.items():
+            measured[_flops(configuration)] = seconds = _measure(training, configuration)
+            label = f"width {width}, {_size(configuration)}, batch {configuration.batch_size}"
             _line(dataset, label, f"{_flops(configuration) / 1e9:.0f}", "", f"{seconds:.3g} s", "")
-        plan = planned({**cell, "width": _MIDDLE})
-        for label, configuration in _variants(plan, plan.configuration(plan.default_configuration)):
+        for label, configuration in _variants(training.plan, widths[_MIDDLE]):
             expected = interpolate(measured, _flops(configuration))
-            seconds = _measure(cell, plan.with_configuration(configuration), configuration)
+            seconds = _measure(training, configuration)
             figures = (f"{expected:.3g} s", f"{seconds:.3g} s", f"{expected / seconds:.2f}")
             _line(dataset, f"width {_MIDDLE}, {label}", f"{_flops(configuration) / 1e9:.0f}", *figures)
 
 
-def _variants(plan: Plan, planned_one: Configuration) -> Iterator[tuple[str, Configuration]]:
+def _variants(plan: Plan, planned: Configuration) -> Iterator[tuple[str, Configuration]]:
     """Networks of the same first width that are not in the probe, with their costs."""
-    topology, patch = planned_one.topology, planned_one.patch_size
 
-    def costed(configuration: Configuration) -> Configuration:
+    def changed(**changes: Any) -> Configuration:
+        configuration = replace(planned, **changes)
         return replace(configuration, cost=cost_of(plan, configuration, cost_function("cpu")))
 
+    topology = planned.topology
     for batch in (4, 8):
-        yield f"batch {batch}", costed(replace(planned_one, batch_size=batch))
-    smaller = tuple(max(2, math.ceil(size / 2 / by)) * by for size, by in zip(patch, topology.divisor, strict=True))
-    yield f"patch {'x'.join(map(str, smaller))}", costed(replace(planned_one, patch_size=smaller))
-    larger = tuple(math.ceil(size * 1.5 / by) * by for size, by in zip(patch, topology.divisor, strict=True))
-    yield f"patch {'x'.join(map(str, larger))}", costed(replace(planned_one, patch_size=larger))
-    stages = topology.num_stages - 1
-    shallow = replace(
-        topology,
-        strides=topology.strides[:stages],
-        kernels=topology.kernels[:stages],
-        features=topology.features[:stages],
-    )
-    yield f"{stages} stages", costed(replace(planned_one, topology=shallow))
+        yield f"batch {batch}", changed(batch_size=batch)
+    for factor in (0.5, 1.5):
+        pairs = zip(planned.patch_size, topology.divisor, strict=True)
+        other = changed(patch_size=tuple(max(2, math.ceil(factor * size / by)) * by for size, by in pairs))
+        yield f"patch {_size(other)}", other
+    stages = {name: getattr(topology, name)[:-1] for name in ("strides", "kernels", "features")}
+    yield f"{topology.num_stages - 1} stages", changed(topology=replace(topology, **stages))
+
+
+def _size(configuration: Configuration) -> str:
+    return "x".join(map(str, configuration.patch_size))
 
 
 def _flops(configuration: Configuration) -> int:
@@ -85,9 +95,10 @@ def _flops(configuration: Configuration) -> int:
     return configuration.cost.flops
 
 
-def _measure(cell: dict, plan: Plan, configuration: Configuration) -> float:
-    training = replace(set_up(settings_of(cell), plan=plan), plan=plan, configuration=configuration)
-    return step_seconds(task_to_time(training), seconds=_SECONDS, clock=time.process_time)
+def _measure(training: Training, configuration: Configuration) -> float:
+    plan = training.plan.with_configuration(configuration)
+    task = task_to_time(replace(training, plan=plan, configuration=configuration))
+    return step_seconds(task, seconds=_SECONDS, clock=time.process_time)
 
 
 def _line(*columns: str) -> None:

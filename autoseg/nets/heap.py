@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -17,6 +18,11 @@ _NEVER = 2**31 - 1
 _LARGEST_BLOCK = 2**28
 
 
+def largest_map(width: int, batch_size: int, patch_size: Sequence[int], precision: torch.dtype | None) -> int:
+    """Bytes of the largest map of a U-Net of this first width: what its last step concatenates."""
+    return 2 * width * batch_size * math.prod(patch_size) * (precision or torch.float32).itemsize
+
+
 @contextmanager
 def reused_heap(largest_block: float, optimizer: torch.optim.Optimizer) -> Iterator[None]:
     """Large blocks come from the heap, and the heap does not shrink; afterwards everything free goes back.
@@ -25,7 +31,7 @@ def reused_heap(largest_block: float, optimizer: torch.optim.Optimizer) -> Itera
     Changes nothing where a step needs very large blocks, or with another C library.
 
     Args:
-        largest_block: bytes of the largest feature map.
+        largest_block: bytes of the largest feature map (``largest_map``).
         optimizer: begins after its first step. What it then keeps for good would lie among the maps' places.
     """
     if largest_block > _LARGEST_BLOCK:
@@ -38,16 +44,11 @@ def reused_heap(largest_block: float, optimizer: torch.optim.Optimizer) -> Itera
         yield
         return
 
-    begun = False
+    def keep(*_: object) -> None:
+        tune(_MMAP_MAX, 0)
+        tune(_TRIM_THRESHOLD, _NEVER)
 
-    def begin(*_: object) -> None:
-        nonlocal begun
-        if not begun:
-            tune(_MMAP_MAX, 0)
-            tune(_TRIM_THRESHOLD, _NEVER)
-        begun = True
-
-    after_step = optimizer.register_step_post_hook(begin)
+    after_step = optimizer.register_step_post_hook(keep)
     try:
         yield
     finally:

@@ -112,7 +112,9 @@ class _InstanceNormAct(torch.autograd.Function):
         for i in range(len(y)):
             one = slice(i, i + 1)
             gradient, x = upstream[one], kept[one]
-            if ctx.slope != 1.0:
+            if ctx.slope == 1.0:
+                gradient = gradient.contiguous(memory_format=_LAYOUTS[y.ndim])
+            else:
                 gradient = torch.ops.aten.leaky_relu_backward.grad_input(
                     gradient, y[one], ctx.slope, True, grad_input=bent
                 )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -18,7 +17,7 @@ from autoseg.errors import ResourceError
 from autoseg.log import duration, get_logger
 from autoseg.nets import build_network
 from autoseg.nets.device import choose_device, choose_precision, tune
-from autoseg.nets.heap import reused_heap
+from autoseg.nets.heap import largest_map, reused_heap
 from autoseg.nets.label_channels import label_groups
 from autoseg.schema.architecture import Recipe
 from autoseg.schema.folders import FoldFolder
@@ -187,10 +186,11 @@ def training_heap(tasks: Sequence[FoldTask], kitchen: Kitchen, state: TrainState
     """How the memory of the steps of one or several datasets is kept on a CPU; a GPU keeps its own."""
     if kitchen.device.type != "cpu":
         return nullcontext()
-    configurations = [task.configuration for task in tasks]
-    # In a U-Net the largest map is what its last step concatenates.
-    values = max(2 * one.topology.features[0] * one.batch_size * math.prod(one.patch_size) for one in configurations)
-    return reused_heap(values * (4 if kitchen.precision is None else 2), state.optimizer)
+    largest = max(
+        largest_map(one.topology.features[0], one.batch_size, one.patch_size, kitchen.precision)
+        for one in (task.configuration for task in tasks)
+    )
+    return reused_heap(largest, state.optimizer)
 
 
 def make_kitchen(task: FoldTask, device: torch.device, world: World) -> Kitchen:

@@ -15,7 +15,7 @@ from autoseg import records
 from autoseg.losses import segmentation_loss
 from autoseg.nets import build_network, traits_of
 from autoseg.nets.device import choose_precision
-from autoseg.nets.heap import reused_heap
+from autoseg.nets.heap import largest_map, reused_heap
 from autoseg.schema.dataset import Label, Labels
 from autoseg.schema.plan import Architecture, Topology
 from autoseg.training.optim import make_optimizer
@@ -57,7 +57,7 @@ def main() -> None:
     state = TrainState(network=network, optimizer=make_optimizer(network.parameters(), recipe))
     loss = segmentation_loss(labels, batch_dice=description["batch_dice"], weights=network.output_weights)
     losses, seconds = [], []
-    largest = 2 * topology.features[0] * given["images"][0].size * (4 if kitchen.precision is None else 2)
+    largest = largest_map(topology.features[0], len(given["images"][0]), patch, kitchen.precision)
     with reused_heap(largest, state.optimizer):
         for images, target in zip(given["images"], given["targets"], strict=True):
             image = torch.from_numpy(images).contiguous(memory_format=kitchen.memory_format)
