@@ -32,7 +32,7 @@ DATASETS = ("Dataset004_Hippocampus", "Dataset120_EM", "Dataset121_DSB2018", "Da
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
-    """``batch`` 0 is that of the plan; ``rounds`` are commands that share the minutes, each going on with the model."""
+    """``batch`` 0 and ``patch`` "" are the plan's; ``rounds`` are commands that share the minutes, each going on."""
 
     dataset: str
     width: int
@@ -42,6 +42,7 @@ class Cell:
     seed: int
     device: str
     rounds: int = 1
+    patch: str = ""
 
     @property
     def name(self) -> str:
@@ -69,6 +70,7 @@ def main() -> None:
     parser.add_argument("--dataset", nargs="+", default=list(DATASETS))
     parser.add_argument("--width", nargs="+", type=int, default=[16, 8, 32])
     parser.add_argument("--batch", nargs="+", type=int, default=[0], help="0 is the plan's")
+    parser.add_argument("--patch", nargs="+", default=[""], help="such as 48x48x48, in the order of the plan's axes")
     parser.add_argument("--minutes", nargs="+", type=float, default=[3.0, 10.0])
     parser.add_argument("--optimizer", nargs="+", default=["muon"])
     parser.add_argument("--seed", nargs="+", type=int, default=[0])
@@ -86,7 +88,9 @@ def main() -> None:
         machine=machine.describe(machine.probe()),
     )
     known = {grid_page.name_of(row) for row in records.read_lines(bench.lines)}
-    chosen = itertools.product(asked.minutes, asked.optimizer, asked.width, asked.dataset, asked.batch, asked.seed)
+    chosen = itertools.product(
+        asked.minutes, asked.optimizer, asked.width, asked.dataset, asked.batch, asked.patch, asked.seed
+    )
     cells = [
         Cell(
             dataset=dataset,
@@ -97,8 +101,9 @@ def main() -> None:
             seed=seed,
             device=asked.device,
             rounds=asked.rounds,
+            patch=patch,
         )
-        for minutes, optimizer, width, dataset, batch, seed in chosen
+        for minutes, optimizer, width, dataset, batch, patch, seed in chosen
     ]
     todo = [cell for cell in cells if cell.name not in known]
     for dataset in dict.fromkeys(cell.dataset for cell in todo):

@@ -17,7 +17,8 @@ _FARTHEST = 4.0
 
 
 def name_of(row: dict) -> str:
-    size = f"w{row['width']}_b{row['batch']}"
+    patch = f"_p{row['patch']}" if row.get("patch") else ""
+    size = f"w{row['width']}_b{row['batch']}{patch}"
     rounds = f"_x{row['rounds']}" if row.get("rounds", 1) > 1 else ""
     return f"{row['dataset']}_{size}_{row['optimizer']}_{row['minutes']:g}m_s{row['seed']}_{row['device']}{rounds}"
 
@@ -76,15 +77,13 @@ def forecast_table(rows: Sequence[dict]) -> str:
 
 
 def table(rows: Sequence[dict]) -> str:
-    """One line per dataset, time and batch, one column per width; the best of a line is bold."""
+    """One line per dataset, time, batch and patch, one column per width; the best of a line is bold."""
     widths = sorted({row["width"] for row in rows})
-    lines = [
-        "| dataset | minutes | optimizer | batch | " + " | ".join(f"width {one}" for one in widths) + " | steps |",
-        "|---" * (5 + len(widths)) + "|",
-    ]
+    headings = ["dataset", "minutes", "optimizer", "batch", "patch", *(f"width {one}" for one in widths), "steps"]
+    lines = [f"| {' | '.join(headings)} |", "|---" * len(headings) + "|"]
     for key in sorted({_line_of(row) for row in rows}):
         same = [row for row in rows if _line_of(row) == key]
-        _, dataset, minutes, rounds, optimizer, batch = key
+        _, dataset, minutes, rounds, optimizer, batch, patch = key
         found = {width: [row for row in same if row["width"] == width] for width in widths}
         scores = {width: mean(row["dice"] for row in some) for width, some in found.items() if some}
         best = max(scores.values()) if len(scores) > 1 else None
@@ -93,15 +92,16 @@ def table(rows: Sequence[dict]) -> str:
         name = dataset.split("_", 1)[1]
         time = f"{minutes / rounds:g}" + f", then {minutes / rounds:g} more" * (rounds - 1)
         lines.append(
-            f"| {name} | {time} | {optimizer} | {batch or 'plan'} | {' | '.join(cells)} | {', '.join(steps)} |"
+            f"| {name} | {time} | {optimizer} | {batch or 'plan'} | {patch or 'plan'} | {' | '.join(cells)} "
+            f"| {', '.join(steps)} |"
         )
     return "\n".join(lines)
 
 
-def _line_of(row: dict) -> tuple[str, str, float, int, str, int]:
+def _line_of(row: dict) -> tuple[str, str, float, int, str, int, str]:
     # Figures of different machines are no average.
-    machine = row["machine"].split(";")[0]
-    return machine, row["dataset"], row["minutes"], row.get("rounds", 1), row["optimizer"], row["batch"]
+    machine, patch = row["machine"].split(";")[0], row.get("patch", "")
+    return machine, row["dataset"], row["minutes"], row.get("rounds", 1), row["optimizer"], row["batch"], patch
 
 
 def _cell(score: float | None, best: float | None) -> str:

@@ -1,9 +1,9 @@
-"""python -m benchmarks.paces: how well the time of a step is predicted from that of three widths.
+"""python -m benchmarks.paces: how well the time of a step is predicted from the four that a time budget times.
 
-A time budget times a few steps of three widths and takes a power law of floating-point operations between them. Here
-the same law predicts steps with other batches, patches and depths, which are then timed too. Everything is on the clock
-of the processor, so that a busy machine changes little. Datasets have to be preprocessed in WORKDIR, as
-``benchmarks.grid`` leaves them.
+A probe times a few steps of three widths and of a smaller patch. Here ``planning/step_time.py`` predicts from them
+steps with other batches, patches, depths and widths, which are then timed too; and the widest network from the other
+three. Everything is on the clock of the processor, so that a busy machine changes little. Datasets have to be
+preprocessed in WORKDIR, as ``benchmarks.grid`` leaves them.
 """
 
 from __future__ import annotations
@@ -21,8 +21,9 @@ from autoseg.nets import traits_of
 from autoseg.pipeline.pace import task_to_time
 from autoseg.pipeline.prepare import cost_function
 from autoseg.pipeline.set_up import Training, set_up
-from autoseg.planning.clock import WIDTHS, interpolate, with_width
+from autoseg.planning.clock import WIDTHS, with_width
 from autoseg.planning.situation import cost_of
+from autoseg.planning.step_time import step_time, with_half_patch
 from autoseg.schema.plan import Configuration, Plan
 from autoseg.schema.settings import TrainSettings
 from autoseg.training.pace import step_seconds
@@ -41,58 +42,65 @@ def main() -> None:
     _line("dataset", "step", "GFLOP", "predicted", "measured", "predicted / measured")
     _line(*["---"] * 6)
     for dataset in asked.dataset:
-        training = set_up(
-            TrainSettings(
-                workdir=str(asked.workdir),
-                dataset=(dataset,),
-                fold=("0",),
-                optimizer="muon",
-                device="cpu",
-                quiet=True,
+        _compare(
+            set_up(
+                TrainSettings(
+                    workdir=str(asked.workdir),
+                    dataset=(dataset,),
+                    fold=("0",),
+                    optimizer="muon",
+                    device="cpu",
+                    quiet=True,
+                )
             )
         )
-        traits = traits_of(training.configuration.architecture.name)
-        widths = {
-            width: with_width(training.plan, training.configuration, width, traits, cost=cost_function("cpu"))
-            for width in WIDTHS
-        }
-        measured: dict[int, float] = {}
-        for width, configuration in widths.items():
-            measured[_flops(configuration)] = seconds = _measure(training, configuration)
-            label = f"width {width}, {_size(configuration)}, batch {configuration.batch_size}"
-            _line(dataset, label, f"{_flops(configuration) / 1e9:.0f}", "", f"{seconds:.3g} s", "")
-        for label, configuration in _variants(training.plan, widths[_MIDDLE]):
-            expected = interpolate(measured, _flops(configuration))
-            seconds = _measure(training, configuration)
-            figures = (f"{expected:.3g} s", f"{seconds:.3g} s", f"{expected / seconds:.2f}")
-            _line(dataset, f"width {_MIDDLE}, {label}", f"{_flops(configuration) / 1e9:.0f}", *figures)
 
 
-def _variants(plan: Plan, planned: Configuration) -> Iterator[tuple[str, Configuration]]:
-    """Networks of the same first width that are not in the probe, with their costs."""
+def _compare(training: Training) -> None:
+    plan, cost = training.plan, cost_function("cpu")
+    traits = traits_of(training.configuration.architecture.name)
+    widths = [with_width(plan, training.configuration, width, traits, cost=cost) for width in WIDTHS]
+    middle, widest = widths[1], widths[-1]
+    half = with_half_patch(plan, middle, cost=cost)
+    assert half is not None
+    timed = []
+    for one in (*widths[:-1], half, widest):
+        seconds = _measure(training, one)
+        _report(plan.dataset, one, None if one != widest else step_time(timed)(one), seconds)
+        timed.append((one, seconds))
+    predicted = step_time(timed)
+    for one in _variants(plan, middle, widest):
+        _report(plan.dataset, one, predicted(one), _measure(training, one))
 
-    def changed(**changes: Any) -> Configuration:
-        configuration = replace(planned, **changes)
-        return replace(configuration, cost=cost_of(plan, configuration, cost_function("cpu")))
 
-    topology = planned.topology
+def _variants(plan: Plan, middle: Configuration, widest: Configuration) -> Iterator[Configuration]:
+    """Networks that are not in the probe, with their costs."""
+
+    def changed(configuration: Configuration, **changes: Any) -> Configuration:
+        other = replace(configuration, **changes)
+        return replace(other, cost=cost_of(plan, other, cost_function("cpu")))
+
+    topology = middle.topology
     for batch in (4, 8):
-        yield f"batch {batch}", changed(batch_size=batch)
-    for factor in (0.5, 1.5):
-        pairs = zip(planned.patch_size, topology.divisor, strict=True)
-        other = changed(patch_size=tuple(max(2, math.ceil(factor * size / by)) * by for size, by in pairs))
-        yield f"patch {_size(other)}", other
+        yield changed(middle, batch_size=batch)
+    pairs = zip(middle.patch_size, topology.divisor, strict=True)
+    yield changed(middle, patch_size=tuple(math.ceil(1.5 * size / by) * by for size, by in pairs))
     stages = {name: getattr(topology, name)[:-1] for name in ("strides", "kernels", "features")}
-    yield f"{topology.num_stages - 1} stages", changed(topology=replace(topology, **stages))
+    yield changed(middle, topology=replace(topology, **stages))
+    yield changed(middle, topology=replace(topology, features=tuple(3 * width // 2 for width in topology.features)))
+    half = with_half_patch(plan, widest, cost=cost_function("cpu"))
+    assert half is not None
+    yield half
 
 
-def _size(configuration: Configuration) -> str:
-    return "x".join(map(str, configuration.patch_size))
-
-
-def _flops(configuration: Configuration) -> int:
-    assert configuration.cost is not None
-    return configuration.cost.flops
+def _report(dataset: str, configuration: Configuration, predicted: float | None, measured: float) -> None:
+    topology = configuration.topology
+    size = "x".join(map(str, configuration.patch_size))
+    step = f"width {topology.features[0]}, {size}, batch {configuration.batch_size}, {topology.num_stages} stages"
+    figures = ("", f"{measured:.3g} s", "")
+    if predicted is not None:
+        figures = (f"{predicted:.3g} s", f"{measured:.3g} s", f"{predicted / measured:.2f}")
+    _line(dataset, step, f"{configuration.cost.flops / 1e9:.0f}", *figures)
 
 
 def _measure(training: Training, configuration: Configuration) -> float:

@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,7 +18,8 @@ from autoseg.nets.device import choose_device, choose_precision, gpu_name
 from autoseg.parallel import cores
 from autoseg.pipeline.context import versions
 from autoseg.pipeline.prepare import cost_function
-from autoseg.planning.clock import NEARLY, Paced, choose_width, interpolate, possible_widths, with_width
+from autoseg.planning.clock import NEARLY, Paced, choose_width, possible_widths, with_width
+from autoseg.planning.step_time import step_time, with_half_patch
 from autoseg.records import write_text
 from autoseg.schema.plan import Configuration, Plan
 
@@ -68,10 +69,22 @@ def fit_to_time(
     widths = () if as_planned else possible_widths(configuration, traits)
     candidates = [with_width(plan, configuration, width, traits, cost=cost) for width in widths] or [configuration]
     candidates = [one for one in candidates if one.cost.memory_bytes <= plan.memory_bytes] or candidates[:1]
-    limit = min(PROBE_SECONDS, PROBE_SHARE * total) / len(candidates)
-    keys = [_key(plan, one, device, optimizer) for one in candidates]
-    found = _paced(plan, candidates, keys, limit=limit, paces=paces, step_seconds=step_seconds)
-    options = [replace(one, beside=beside(one.configuration, one.seconds)) for one in found]
+    middle = len(candidates) // 2
+    # The one in the middle comes first, and a smaller patch of it tells voxels from operations.
+    smaller = with_half_patch(plan, candidates[middle], cost=cost) if len(candidates) > 1 else None
+    probes = [candidates[middle], *([smaller] if smaller else []), *candidates[:middle], *candidates[middle + 1 :]]
+    pace = _paces(
+        plan,
+        {_key(plan, one, device, optimizer): one for one in probes},
+        limit=min(PROBE_SECONDS, PROBE_SHARE * total) / len(probes),
+        paces=paces,
+        step_seconds=step_seconds,
+    )
+    options = [
+        Paced(configuration=one, seconds=seconds, beside=beside(one, seconds))
+        for one in candidates
+        if (seconds := pace(one)) is not None
+    ]
     chosen, why = choose_width(options, total / folds, folds=folds)
     _LOG.info("time: %s", why)
     if not widths:
@@ -81,45 +94,50 @@ def fit_to_time(
     return plan.with_configuration(fitted), replace(chosen, configuration=fitted)
 
 
-def _paced(
+def _paces(
     plan: Plan,
-    candidates: Sequence[Configuration],
-    keys: Sequence[str],
+    probes: Mapping[str, Configuration],
     *,
     limit: float,
     paces: Path,
     step_seconds: StepSeconds,
-) -> list[Paced]:
-    """The candidates with their pace: timed where there is time for it, else known or interpolated.
+) -> Callable[[Configuration], float | None]:
+    """Seconds per step: timed where there is time for it, else known or predicted; None if the memory is too small.
 
-    The one in the middle is timed every time, because a machine is busier at one time than at another; what is known
-    of the others is scaled by how much it changed. What does not fit into the memory of today is left out.
+    The first probe is timed every time, because a machine is busier at one time than at another; what is known of the
+    others is scaled by how much it changed.
     """
     known = _load(paces)
-    middle = len(candidates) // 2
-    pace = step_seconds(plan, candidates[middle], limit)
-    change = pace / known.setdefault(keys[middle], pace)
-    measured = {candidates[middle].cost.flops: pace}
-    too_large = set()
-    for one, key in zip(candidates, keys, strict=True):
-        flops = one.cost.flops
-        if key in known:
-            measured.setdefault(flops, change * known[key])
-        elif STEPS_TIMED * interpolate(measured, flops) < 2 * limit:
+    change = None
+    timed: list[tuple[Configuration, float]] = []
+    too_large = []
+    for key, one in probes.items():
+        if change is None:
+            seconds = step_seconds(plan, one, limit)
+            change = seconds / known.setdefault(key, seconds)
+        elif key in known:
+            seconds = change * known[key]
+        elif STEPS_TIMED * step_time(timed)(one) < 2 * limit:
             try:
-                measured[flops] = step_seconds(plan, one, limit)
+                seconds = step_seconds(plan, one, limit)
             except ResourceError as error:
                 # Others may hold memory today that the plan counted on.
                 _LOG.info("width %d is left out: %s", one.topology.features[0], error.message)
-                too_large.add(key)
-            else:
-                known[key] = measured[flops] / change
+                too_large.append(one)
+                continue
+            known[key] = seconds / change
+        else:
+            continue
+        timed.append((one, seconds))
     write_text(paces, json.dumps(known, indent=1) + "\n")
-    return [
-        Paced(configuration=one, seconds=interpolate(measured, one.cost.flops))
-        for one, key in zip(candidates, keys, strict=True)
-        if key not in too_large
-    ]
+    predicted = step_time(timed)
+
+    def pace(one: Configuration) -> float | None:
+        if one in too_large:
+            return None
+        return next((seconds for known, seconds in timed if known == one), predicted(one))
+
+    return pace
 
 
 def _load(paces: Path) -> dict[str, float]:

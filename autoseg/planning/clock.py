@@ -1,4 +1,4 @@
-"""How wide a network should be when time is short: the rule, and what it costs to know the pace.
+"""How wide a network should be when time is short: the rule.
 
 A wide network learns more from a sample and sees fewer of them. Where many samples fit into the time the width of the
 plan is best; where few do, half of it, and then half of that (docs/benchmarks.md has the grid that says so).
@@ -7,7 +7,7 @@ plan is best; where few do, half of it, and then half of that (docs/benchmarks.m
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from autoseg.errors import SettingError
@@ -66,20 +66,6 @@ def with_width(
         return configuration
     wanted = replace(configuration, topology=replace(topology, features=features))
     return replace(wanted, cost=cost_of(plan, wanted, cost))
-
-
-def interpolate(measured: Mapping[int, float], flops: int) -> float:
-    """Seconds per step of a network that was not timed: a power law through the two nearest that were.
-
-    Args:
-        measured: seconds per step by floating-point operations per step; of one alone, time is proportional to them.
-    """
-    near = sorted(measured, key=lambda known: abs(math.log(known / flops)))[:2]
-    if len(near) == 1:
-        return measured[near[0]] * flops / near[0]
-    (a, b) = near
-    power = math.log(measured[a] / measured[b]) / math.log(a / b)
-    return measured[a] * (flops / a) ** power
 
 
 def choose_width(options: Sequence[Paced], seconds: float, *, folds: int = 1) -> tuple[Paced, str]:

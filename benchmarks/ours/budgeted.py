@@ -35,10 +35,11 @@ _CURVE_POINTS = 20
 
 
 def planned(cell: dict) -> Plan:
-    """The dataset's plan with the width and batch of the cell."""
+    """The dataset's plan with the width, batch and patch of the cell."""
     plan = records.load(Plan, resolve_workspace(cell["workdir"]).prepared(cell["dataset"]).plan)
     configuration = plan.configuration(plan.default_configuration)
-    configuration = replace(configuration, batch_size=cell["batch"] or configuration.batch_size)
+    patch = tuple(map(int, cell["patch"].split("x"))) if cell["patch"] else configuration.patch_size
+    configuration = replace(configuration, batch_size=cell["batch"] or configuration.batch_size, patch_size=patch)
     traits = traits_of(configuration.architecture.name)
     return plan.with_configuration(with_width(plan, configuration, cell["width"], traits, cost=cost_function("cpu")))
 

@@ -20,7 +20,8 @@ def lines() -> dict[tuple, dict[int, dict[str, float]]]:
     """Mean steps and Dice of trainings with several seeds, by everything but seed and width, then by width."""
     found: dict[tuple, dict[int, list[dict]]] = {}
     for row in ROWS:
-        others = tuple(row.get(name, 1) for name in ("dataset", "minutes", "batch", "rounds", "optimizer"))
+        whole = {"rounds": 1, "patch": "", **row}
+        others = tuple(whole[name] for name in ("dataset", "minutes", "batch", "rounds", "optimizer", "patch"))
         found.setdefault((*others, row["device"], row["machine"]), {}).setdefault(row["width"], []).append(row)
     return {key: {width: _means(rows) for width, rows in of.items()} for key, of in found.items() if len(of) > 1}
 
@@ -56,14 +57,17 @@ def test_only_trainings_that_differ_in_nothing_but_time_are_compared() -> None:
     assert pairs == [(3, 6)]
 
 
-def test_the_table_has_a_line_per_time_and_batch_and_marks_the_best() -> None:
-    text = grid_page.table([row(3, 0.7), row(3, 0.8, width=16), row(6, 0.75, rounds=2), row(3, 0.6, batch=4)])
-    assert "| A | 3 | muon | plan | 0.7000 | **0.8000** | 100, 100 |" in text
-    assert "| A | 3 | muon | 4 | 0.6000 | - | 100, - |" in text
-    assert "| A | 3, then 3 more | muon | plan | 0.7500 | - | 100, - |" in text
-    assert len(text.splitlines()) == 5
+def test_the_table_has_a_line_per_time_batch_and_patch_and_marks_the_best() -> None:
+    rows = [row(3, 0.7), row(3, 0.8, width=16), row(6, 0.75, rounds=2), row(3, 0.6, batch=4), row(3, 0.5, patch="8x8")]
+    text = grid_page.table(rows)
+    assert "| A | 3 | muon | plan | plan | 0.7000 | **0.8000** | 100, 100 |" in text
+    assert "| A | 3 | muon | plan | 8x8 | 0.5000 | - | 100, - |" in text
+    assert "| A | 3 | muon | 4 | plan | 0.6000 | - | 100, - |" in text
+    assert "| A | 3, then 3 more | muon | plan | plan | 0.7500 | - | 100, - |" in text
+    assert len(text.splitlines()) == 6
 
 
 def test_names_tell_trainings_apart() -> None:
     rows = [row(3, 0.7), row(6, 0.7), row(3, 0.7, width=16), row(3, 0.7, rounds=2), row(3, 0.7, seed=1)]
+    rows.append(row(3, 0.7, patch="8x8"))
     assert len({grid_page.name_of(one) for one in rows}) == len(rows)

@@ -119,9 +119,13 @@ def loaded(workdir: Path) -> tuple[Plan, Configuration]:
 
 
 def paces(seconds: dict[int, float], asked: list[int]) -> Callable[[Plan, Configuration, float], float]:
+    """Seconds per step by width; a smaller patch takes half of them and is noted as the width below zero."""
+
     def measure(plan: Plan, configuration: Configuration, limit: float) -> float:
-        asked.append(configuration.topology.features[0])
-        return seconds[asked[-1]]
+        width = configuration.topology.features[0]
+        small = configuration.patch_size != plan.configuration(configuration.name).patch_size
+        asked.append(-width if small else width)
+        return seconds[width] / (2 if small else 1)
 
     return measure
 
@@ -133,7 +137,7 @@ def test_paces_are_remembered_and_scaled_by_how_busy_the_machine_is(planned: Pat
     before = fit_to_time(made, flat, step_seconds=paces({8: 0.1, 16: 0.15, 32: 0.4}, asked), total=600.0, **common)[
         1
     ].configuration
-    assert sorted(asked) == [8, 16, 32]
+    assert sorted(asked) == [-16, 8, 16, 32]
     asked.clear()
     after = fit_to_time(made, flat, step_seconds=paces({16: 0.3}, asked), total=1200.0, **common)[1].configuration
     assert asked == [16]
@@ -217,8 +221,8 @@ def test_damaged_paces_are_measured_again(planned: Path, tmp_path: Path, content
     (tmp_path / "paces.json").write_text(content)
     wanted = {"total": 600.0, "folds": 1, "device": "cpu", "optimizer": "sgd", "paces": tmp_path / "paces.json"}
     fit_to_time(made, flat, step_seconds=paces({8: 0.1, 16: 0.15, 32: 0.4}, asked), **wanted)
-    assert sorted(asked) == [8, 16, 32]
-    assert len(json.loads((tmp_path / "paces.json").read_text())) == 3
+    assert sorted(asked) == [-16, 8, 16, 32]
+    assert len(json.loads((tmp_path / "paces.json").read_text())) == 4
 
 
 def test_a_width_that_does_not_fit_today_is_left_out(planned: Path, tmp_path: Path) -> None:

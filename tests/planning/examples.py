@@ -1,11 +1,11 @@
-"""Datasets for the planner's tests, and nnU-Net's own estimate of a plain U-Net as a cost."""
+"""Datasets and a small plan for the planner's tests, and nnU-Net's own estimate of a plain U-Net as a cost."""
 
 import math
 
 from autoseg.planning.budget import usable_memory
 from autoseg.schema.dataset import DatasetSpec, Label, Labels
 from autoseg.schema.fingerprint import CaseFingerprint, Fingerprint, Intensities
-from autoseg.schema.plan import Cost
+from autoseg.schema.plan import Architecture, Configuration, Cost, Normalization, Plan, Resampling, Topology
 
 MEMORY = 8_000_000_000
 # Feature-map values times batch that nnU-Net's reference plans allow in 8 GB, by number of axes.
@@ -71,3 +71,39 @@ def spec(*, channels=("MRI",), labels=("a", "b")):
         file_ending=".nii.gz",
         cases=(),
     )
+
+
+def configuration(
+    width: int = 16, *, ndim: int = 3, stages: int = 5, arch: Architecture | None = None
+) -> Configuration:
+    strides = ((1,) * ndim, *((2,) * ndim,) * (stages - 1))
+    return Configuration(
+        name="3d_fullres",
+        ndim=ndim,
+        spacing=(1.0,) * ndim,
+        median_shape=(64,) * ndim,
+        patch_size=(64,) * ndim,
+        batch_size=2,
+        normalization=(Normalization(scheme="zscore"),),
+        resampling=Resampling(),
+        architecture=arch or Architecture(name="unet"),
+        topology=Topology(
+            strides=strides,
+            kernels=((3,) * ndim,) * stages,
+            features=tuple(min(width * 2**stage, 320) for stage in range(stages)),
+        ),
+        batch_dice=False,
+        cost=Cost(parameters=1, memory_bytes=1, flops=1),
+    )
+
+
+# One channel; background and two labels.
+PLAN = Plan(
+    dataset="Dataset001_Balls",
+    device="cpu",
+    memory_bytes=10**9,
+    transpose=(0, 1, 2),
+    channels=("MRI",),
+    labels=Labels(foreground=(Label(name="small", values=(1,)), Label(name="large", values=(2,)))),
+    configurations=(configuration(),),
+)

@@ -9,45 +9,9 @@ import pytest
 from autoseg.errors import SettingError
 from autoseg.nets import traits_of
 from autoseg.nets.cost import training_cost
-from autoseg.planning.clock import Paced, choose_width, interpolate, possible_widths, steps_needed, with_width
-from autoseg.schema.dataset import Label, Labels
-from autoseg.schema.plan import Architecture, Configuration, Cost, Normalization, Plan, Resampling, Topology
-
-
-def configuration(
-    width: int = 16, *, ndim: int = 3, stages: int = 5, arch: Architecture | None = None
-) -> Configuration:
-    strides = ((1,) * ndim, *((2,) * ndim,) * (stages - 1))
-    return Configuration(
-        name="3d_fullres",
-        ndim=ndim,
-        spacing=(1.0,) * ndim,
-        median_shape=(64,) * ndim,
-        patch_size=(64,) * ndim,
-        batch_size=2,
-        normalization=(Normalization(scheme="zscore"),),
-        resampling=Resampling(),
-        architecture=arch or Architecture(name="unet"),
-        topology=Topology(
-            strides=strides,
-            kernels=((3,) * ndim,) * stages,
-            features=tuple(min(width * 2**stage, 320) for stage in range(stages)),
-        ),
-        batch_dice=False,
-        cost=Cost(parameters=1, memory_bytes=1, flops=1),
-    )
-
-
-# One channel; background and two labels.
-PLAN = Plan(
-    dataset="Dataset001_Balls",
-    device="cpu",
-    memory_bytes=10**9,
-    transpose=(0, 1, 2),
-    channels=("MRI",),
-    labels=Labels(foreground=(Label(name="small", values=(1,)), Label(name="large", values=(2,)))),
-    configurations=(configuration(),),
-)
+from autoseg.planning.clock import Paced, choose_width, possible_widths, steps_needed, with_width
+from autoseg.schema.plan import Architecture
+from tests.planning.examples import PLAN, configuration
 
 
 def test_widths_double_per_stage_up_to_256_and_the_cost_is_that_of_the_network() -> None:
@@ -71,16 +35,6 @@ def test_widths_double_per_stage_up_to_256_and_the_cost_is_that_of_the_network()
 )
 def test_only_the_plain_unet_has_evidence_for_other_widths(arch: Architecture, widths: tuple[int, ...]) -> None:
     assert possible_widths(configuration(arch=arch), traits_of("unet")) == widths
-
-
-def test_the_pace_between_two_measured_networks_follows_a_power_law() -> None:
-    measured = {100: 1.0, 400: 2.0}
-    assert interpolate(measured, 200) == pytest.approx(2**0.5)
-    assert interpolate(measured, 1600) == pytest.approx(4.0)
-    assert interpolate(measured, 400) == pytest.approx(2.0)
-    assert interpolate({100: 1.0}, 300) == pytest.approx(3.0)
-    # Of three, the nearest two count.
-    assert interpolate({**measured, 1600: 8.0}, 800) == pytest.approx(4.0)
 
 
 def paced(*seconds: float) -> list[Paced]:
