@@ -56,7 +56,8 @@ class JointTask:
 
     @property
     def settings(self) -> TrainSettings:
-        return self.domains[0].settings
+        """Those of the command, which every domain has for its own dataset."""
+        return replace(self.domains[0].settings, dataset=tuple(domain.plan.dataset for domain in self.domains))
 
     @property
     def signature(self) -> str:

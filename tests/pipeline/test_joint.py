@@ -95,7 +95,7 @@ import json
 class Sink:
     def __init__(self, run):
         self.path = run.folder / "lines.jsonl"
-        self.write(project=run.project, name=run.name)
+        self.write(project=run.project, name=run.name, datasets=list(run.settings["dataset"]))
 
     def write(self, **values):
         with self.path.open("a") as file:
@@ -124,7 +124,8 @@ def test_loggers_have_one_run_with_the_dice_of_every_dataset(
     common = Workspace(workdir).model(f"{SMALL}-{LARGE}", "3d_fullres", "u2net3d")
     fold = common.fold("0")
     lines = [json.loads(line) for line in (fold.root / "loggers" / "lines.jsonl").read_text().splitlines()]
-    assert lines[0] == {"project": f"{SMALL}-{LARGE}", "name": f"{common.root.name} fold 0"}
+    project, run = f"{SMALL}-{LARGE}", f"{common.root.name} fold 0"
+    assert lines[0] == {"project": project, "name": run, "datasets": [SMALL, LARGE]}
     history = [json.loads(line) for line in fold.log.read_text().splitlines()]
     assert [line["epoch"] for line in lines[1:]] == [row["epoch"] for row in history] == [1, 2]
     for line, row in zip(lines[1:], history, strict=True):
