@@ -15,6 +15,7 @@ from autoseg.pipeline.cascade import train_first_stage
 from autoseg.pipeline.context import choose_dataset
 from autoseg.pipeline.initial import refuse_other_start, refuse_start
 from autoseg.pipeline.objective import choose_objective
+from autoseg.pipeline.outlook import curve_of_dataset, outlook
 from autoseg.pipeline.set_up import Training, cost_today, fold_runs, fold_task, set_up
 from autoseg.pipeline.train import refuse_other_plan, sum_up, train, write_model_facts
 from autoseg.pipeline.validate import estimate_validation, validate_fold
@@ -84,6 +85,8 @@ def train_jointly(settings: TrainSettings) -> tuple[ModelFolder, ...]:
             problems += _train_and_validate(joint, name, budget, stop=stop)
     for domain in joint.domains:
         sum_up(domain)
+        if budget is not None and not problems:
+            _tell_outlook(joint, domain)
     if problems:
         raise PartialError(
             f"all folds are trained, but not all cases could be validated:\n{joined(problems)}",
@@ -196,6 +199,13 @@ def _validate(domain: Training, name: str, run: FoldRun, *, stop: Callable[[], b
     cases = domain.splits.folds[int(name)].val
     validate_fold(domain.model, name, cases, spec=domain.spec, device=domain.settings.device, stop=stop)
     records.save(folder.run, replace(run, status="validated"))
+
+
+def _tell_outlook(joint: JointTraining, domain: Training) -> None:
+    logs = {name: joint.root.fold(name).log for name in joint.folds}
+    line = outlook([(domain.model.fold(name), curve_of_dataset(log, domain.spec.name)) for name, log in logs.items()])
+    if line is not None:
+        _LOG.info("%s: %s", domain.spec.name, line)
 
 
 def _runs(joint: JointTraining) -> dict[str, FoldRun]:

@@ -17,7 +17,7 @@ from autoseg.nets.device import choose_device
 from autoseg.pipeline.budget import TimeBudget, open_budget, validation_seconds
 from autoseg.pipeline.context import machine, typed_command, versions
 from autoseg.pipeline.initial import initial_record, refuse_other_start
-from autoseg.pipeline.outlook import outlook
+from autoseg.pipeline.outlook import curve, outlook
 from autoseg.pipeline.pace import in_time
 from autoseg.pipeline.set_up import Training, fold_runs, fold_task, set_up
 from autoseg.pipeline.splits import ALL, refuse_other_splits
@@ -279,7 +279,8 @@ def _target(training: Training, name: str, budget: TimeBudget) -> Callable[[Trai
 
 
 def _tell_outlook(training: Training) -> None:
-    line = outlook([training.model.fold(name) for name in training.folds])
+    folds = [training.model.fold(name) for name in training.folds]
+    line = outlook([(folder, curve(folder.log)) for folder in folds])
     if line is not None:
         _LOG.info("%s", line)
 

@@ -89,6 +89,17 @@ def test_stopping_in_the_middle_of_a_round_changes_nothing(workdir: Path) -> Non
         assert all(torch.equal(left[name], right[name]) for name in left)
 
 
+def test_a_time_budget_ends_with_what_more_time_would_give_each_dataset(
+    workdir: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", logger="autoseg")
+    settings = {name: value for name, value in SHORT.items() if name != "epochs"}
+    autoseg.train(dataset=("7", "8"), workdir=str(workdir), **settings, time_budget=6.0)
+    said = [record.getMessage() for record in caplog.records]
+    for dataset in (SMALL, LARGE):
+        assert sum(line.startswith(f"{dataset}: twice the time") for line in said) == 1
+
+
 PLUGIN = """
 import json
 
