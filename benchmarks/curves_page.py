@@ -25,7 +25,10 @@ _MEANING = {
         "Flat would be 0: cases are measured one by one, and what stays of each is a sketch of 16 KB per channel; all "
         "are sorted together at the end."
     ),
-    "preprocess": "Linear in the cores would be 1. The start of command and workers falls among the first cases.",
+    "preprocess": (
+        "Linear in the cores would be 1. The start of command and workers falls among the first cases. The last column "
+        "is what the machine gives to commands that share nothing."
+    ),
     "loading": "Linear in the cores would be 1.",
     "step": "Linear in the patch volume would be 1.",
     "folds": "Linear would be 1; memory hardly grows, because all folds share the sums.",
