@@ -16,6 +16,7 @@ from autoseg.pipeline.context import choose_dataset
 from autoseg.pipeline.initial import refuse_other_start, refuse_start
 from autoseg.pipeline.objective import choose_objective
 from autoseg.pipeline.outlook import curve_of_dataset, outlook
+from autoseg.pipeline.pace import refuse_too_short
 from autoseg.pipeline.set_up import Training, cost_today, fold_runs, fold_task, set_up
 from autoseg.pipeline.train import refuse_other_plan, sum_up, train, write_model_facts
 from autoseg.pipeline.validate import estimate_validation, validate_fold
@@ -58,19 +59,24 @@ def train_any(settings: TrainSettings) -> ModelFolder | tuple[ModelFolder, ...]:
     return train_jointly(settings) if len(settings.dataset) > 1 else train(settings, first_stage=train_first_stage)
 
 
-def train_jointly(settings: TrainSettings) -> tuple[ModelFolder, ...]:
+def train_jointly(settings: TrainSettings, *, clock: Callable[[], float] = time.monotonic) -> tuple[ModelFolder, ...]:
     """Train one universal network on ``settings.dataset`` and return the model folder of each dataset.
 
+    Args:
+        clock: what a time budget is measured with, in seconds.
+
     Raises:
-        SettingError: another architecture than the universal one, or datasets that cannot share it.
+        SettingError: another architecture than the universal one, datasets that cannot share it, or too little time.
         StoppedError: the user asked to stop; the same command goes on.
         PartialError: all folds are trained, but some validation cases could not be scored.
     """
-    started = time.monotonic()
+    started = clock()
     joint = set_up_jointly(settings)
     for domain in joint.domains:
         refuse_other_plan(domain)
         refuse_other_start(domain.settings, domain.model)
+    if settings.time_budget is not None and not _runs(joint):
+        refuse_too_short(joint.domains, joint.folds, total=settings.time_budget, clock=clock)
     for domain in joint.domains:
         write_model_facts(domain)
     joint.root.root.mkdir(parents=True, exist_ok=True)
@@ -78,11 +84,13 @@ def train_jointly(settings: TrainSettings) -> tuple[ModelFolder, ...]:
     budget = None
     if settings.time_budget is not None:
         runs = _runs(joint)
-        budget = open_budget(settings.time_budget, joint.folds, runs, started=started, validate=settings.validate)
+        budget = open_budget(
+            settings.time_budget, joint.folds, runs, started=started, validate=settings.validate, clock=clock
+        )
     problems: list[str] = []
     with stop_requests(joint.root.stop_file) as stop:
         for name in joint.folds:
-            problems += _train_and_validate(joint, name, budget, stop=stop)
+            problems += _train_and_validate(joint, name, budget, stop=stop, clock=clock)
     for domain in joint.domains:
         sum_up(domain)
         if budget is not None and not problems:
@@ -158,7 +166,12 @@ def _with_topology(domain: Training, topology: Topology) -> Training:
 
 
 def _train_and_validate(
-    joint: JointTraining, name: str, budget: TimeBudget | None, *, stop: Callable[[], bool]
+    joint: JointTraining,
+    name: str,
+    budget: TimeBudget | None,
+    *,
+    stop: Callable[[], bool],
+    clock: Callable[[], float],
 ) -> list[str]:
     task = joint.fold(name)
     if budget is not None and name in budget.finished:
@@ -172,17 +185,18 @@ def _train_and_validate(
             stop=stop,
             target_seconds=None if budget is None else _target(joint, name, budget),
             draw_progress=_draw_progress(joint, task),
+            clock=clock,
         )
     problems, seconds = [], 0.0
     for domain in joint.domains:
-        clock = time.monotonic()
+        began = clock()
         try:
             _validate(domain, name, run, stop=stop)
         except DatasetError as error:
             problems.append(f"{domain.spec.name}: {error.message}")
-        seconds += time.monotonic() - clock
+        seconds += clock() - began
     used = budget.used if budget is not None else 0.0
-    status = "validated" if joint.settings.validate and name.isdigit() else "trained"
+    status = "validated" if joint.settings.validate and name.isdigit() and not problems else "trained"
     records.save(joint.root.fold(name).run, replace(run, status=status, validation_seconds=seconds, used=used))
     return problems
 
@@ -224,7 +238,7 @@ def _target(
         if joint.settings.validate and name.isdigit():
             for domain, state, kitchen in zip(joint.domains, states, kitchens, strict=True):
                 cases = domain.splits.folds[int(name)].val
-                validation += estimate_validation(domain.store, cases, state.network, kitchen)
+                validation += estimate_validation(domain.store, cases, state.network, kitchen, clock=budget.clock)
         return budget.training_seconds(deadline, trained=trained, validation=validation)
 
     return target

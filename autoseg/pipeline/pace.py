@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -19,9 +19,10 @@ from autoseg.nets.device import choose_device
 from autoseg.pipeline.prepare import is_edited
 from autoseg.pipeline.set_up import PLANNED_FOLDS, Training, fold_task
 from autoseg.pipeline.splits import ALL
-from autoseg.pipeline.timed import fit_to_time, nearly_planned_for
+from autoseg.pipeline.timed import PROBE_SECONDS, PROBE_SHARE, fit_to_time, nearly_planned_for
 from autoseg.pipeline.validate import validation_time
 from autoseg.planning import mirror_axes
+from autoseg.planning.clock import Paced, choose_width
 from autoseg.schema.architecture import Recipe
 from autoseg.schema.folders import FoldFolder, ModelFolder, PreparedFolder
 from autoseg.schema.plan import Configuration, Plan
@@ -80,6 +81,21 @@ def in_time(training: Training, *, clock: Callable[[], float]) -> Training:
     )
     recipe = recipe_in_time(training.recipe, training.settings, steps=chosen.steps(total / folds))
     return replace(training, plan=plan, configuration=chosen.configuration, recipe=recipe)
+
+
+def refuse_too_short(
+    trainings: Sequence[Training], folds: Sequence[str], *, total: float, clock: Callable[[], float]
+) -> None:
+    """Time some steps of trainings that take turns in one network.
+
+    Raises:
+        SettingError: ``total`` seconds for ``folds`` are too few for anything useful.
+    """
+    limit = min(PROBE_SECONDS, PROBE_SHARE * total) / len(trainings)
+    paces = [step_seconds(task_to_time(one), seconds=limit, clock=clock) for one in trainings]
+    beside = sum(_validation(one, one.configuration, pace) for one, pace in zip(trainings, paces, strict=True))
+    turn = Paced(configuration=trainings[0].configuration, seconds=sum(paces), beside=beside)
+    choose_width([turn], total / len(folds), folds=len(folds))
 
 
 def task_to_time(training: Training) -> FoldTask:

@@ -7,6 +7,7 @@ round-robin, as in Huang et al. 2019. At the end every dataset gets an ordinary 
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -71,6 +72,7 @@ def train_joint_fold(
     stop: Callable[[], bool],
     target_seconds: Callable[[float, Sequence[TrainState], Sequence[Kitchen]], float] | None = None,
     draw_progress: Hook | None = None,
+    clock: Callable[[], float] = time.monotonic,
 ) -> FoldRun:
     """Train one fold to its end, going on from a checkpoint if there is one, and write each dataset's weights.
 
@@ -79,6 +81,7 @@ def train_joint_fold(
         target_seconds: for a time budget, the training time, from the seconds trained and one state and kitchen per
             dataset; asked again after each epoch.
         draw_progress: draws the curve; called now and then.
+        clock: what the time of steps is read from.
 
     Raises:
         SettingError: several processes (not supported here).
@@ -113,7 +116,9 @@ def train_joint_fold(
             announce(domain, view, kitchen, schedule)
         records.remove_partial(task.folder.root)
         with memory_errors(task.domains[0]):
-            finished = _run(task, state, kitchens, schedule, stop=stop, aim=aim, draw_progress=draw_progress)
+            finished = _run(
+                task, state, kitchens, schedule, stop=stop, aim=aim, draw_progress=draw_progress, clock=clock
+            )
         leave(task, state, precision=precision, draw_progress=draw_progress)
         if not finished:
             raise stopped(task, state)
@@ -154,6 +159,7 @@ def _run(
     stop: Callable[[], bool],
     aim: Callable[[TrainState], float] | None,
     draw_progress: Hook | None,
+    clock: Callable[[], float],
 ) -> bool:
     world, count = read_world(), len(task.domains)
     with ExitStack() as stack:
@@ -184,6 +190,7 @@ def _run(
             ),
             stop=stop,
             aim=aim,
+            clock=clock,
         )
 
 

@@ -13,8 +13,9 @@ import torch
 
 import autoseg
 from autoseg import records
-from autoseg.errors import SettingError, StoppedError
-from autoseg.pipeline.joint import common_topologies, set_up_jointly
+from autoseg.errors import PartialError, SettingError, StoppedError
+from autoseg.pipeline.joint import common_topologies, set_up_jointly, train_jointly
+from autoseg.pipeline.outlook import curve_of_dataset
 from autoseg.schema.folders import ModelFolder, Workspace
 from autoseg.schema.plan import Plan, Topology
 from autoseg.schema.report import EvaluationReport, FoldRun
@@ -93,11 +94,43 @@ def test_a_time_budget_ends_with_what_more_time_would_give_each_dataset(
     workdir: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO", logger="autoseg")
-    settings = {name: value for name, value in SHORT.items() if name != "epochs"}
-    autoseg.train(dataset=("7", "8"), workdir=str(workdir), **settings, time_budget=6.0)
+    models = timed(workdir)
+    common = Workspace(workdir).model(f"{SMALL}-{LARGE}", "3d_fullres", "u2net3d").fold("0")
     said = [record.getMessage() for record in caplog.records]
     for dataset in (SMALL, LARGE):
         assert sum(line.startswith(f"{dataset}: twice the time") for line in said) == 1
+        assert curve_of_dataset(common.log, dataset)
+    # Scores that are missing are made up for, and are no reason to train for another round.
+    label = next((workdir / "raw" / LARGE / "labelsTr").glob(f"{validated(models[1])}.*"))
+    whole = label.read_bytes()
+    label.write_bytes(whole[:100])
+    with pytest.raises(PartialError, match=LARGE):
+        timed(workdir)
+    label.write_bytes(whole)
+    second = records.load(FoldRun, common.run)
+    timed(workdir)
+    last = records.load(FoldRun, common.run)
+    assert (second.round, second.status, last.round, last.status) == (1, "trained", 1, "validated")
+    assert last.steps == second.steps
+    assert any("as much time once more" in record.getMessage() for record in caplog.records)
+
+
+def test_too_little_time_is_refused_before_anything_is_written(workdir: Path) -> None:
+    with pytest.raises(SettingError, match="too few for anything useful"):
+        timed(workdir, time_budget=1.0)
+    assert not (workdir / "results").exists()
+
+
+def timed(workdir: Path, *, time_budget: float = 20.0) -> tuple[ModelFolder, ...]:
+    settings = {name: value for name, value in SHORT.items() if name != "epochs"}
+    asked = {**settings, "dataset": ("7", "8"), "workdir": str(workdir), "quiet": True, "arch": "u2net3d"}
+    # A clock that moves a little whenever it is read, so that time is a number of steps.
+    ticks = itertools.count(1)
+    return train_jointly(TrainSettings(**asked, time_budget=time_budget), clock=lambda: 0.05 * next(ticks))
+
+
+def validated(model: ModelFolder) -> str:
+    return records.load(EvaluationReport, model.fold("0").summary).cases[0].id
 
 
 PLUGIN = """
