@@ -27,7 +27,7 @@ _MEANING = {
     ),
     "preprocess": (
         "Linear in the cores would be 1. The start of command and workers falls among the first cases. The last column "
-        "is what the machine gives to commands that share nothing."
+        "is what the machine gives to commands that share nothing; more than twice of one core is noise."
     ),
     "loading": "Linear in the cores would be 1.",
     "step": "Linear in the patch volume would be 1.",

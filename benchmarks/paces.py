@@ -29,8 +29,6 @@ from autoseg.schema.settings import TrainSettings
 from autoseg.training.pace import step_seconds
 from benchmarks.grid import DATASETS
 
-# The width whose variants are predicted.
-_MIDDLE = 16
 _SECONDS = 10.0
 
 

@@ -7,7 +7,7 @@ import json
 import math
 import platform
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from autoseg import records
@@ -19,7 +19,8 @@ from autoseg.parallel import cores
 from autoseg.pipeline.context import versions
 from autoseg.pipeline.prepare import cost_function
 from autoseg.planning.clock import NEARLY, Paced, choose_width, possible_widths, with_width
-from autoseg.planning.step_time import step_time, with_half_patch
+from autoseg.planning.situation import CostFunction, cost_of
+from autoseg.planning.step_time import Timed, step_time, with_half_patch
 from autoseg.records import write_text
 from autoseg.schema.plan import Configuration, Plan
 
@@ -53,7 +54,7 @@ def fit_to_time(
     """The plan with the network for ``total`` seconds of ``folds`` folds, and its configuration and pace; both say why.
 
     Args:
-        total: a twentieth of it, but no more than a minute, may go into timing.
+        total: about a twentieth of it, but no more than about a minute, goes into timing.
         device: the user's choice of device.
         optimizer: what the timed steps are taken with.
         paces: where measured paces are kept for the next command.
@@ -69,75 +70,94 @@ def fit_to_time(
     widths = () if as_planned else possible_widths(configuration, traits)
     candidates = [with_width(plan, configuration, width, traits, cost=cost) for width in widths] or [configuration]
     candidates = [one for one in candidates if one.cost.memory_bytes <= plan.memory_bytes] or candidates[:1]
-    middle = len(candidates) // 2
-    # The one in the middle comes first, and a smaller patch of it tells voxels from operations.
-    smaller = with_half_patch(plan, candidates[middle], cost=cost) if len(candidates) > 1 else None
-    probes = [candidates[middle], *([smaller] if smaller else []), *candidates[:middle], *candidates[middle + 1 :]]
-    pace = _paces(
+    middle = candidates[len(candidates) // 2]
+    smaller = with_half_patch(plan, middle, cost=cost) if widths else None
+    # From the middle the others are predicted best; the smaller patch, which nobody chooses, has what time is left.
+    probes = [middle, *(one for one in candidates if one != middle), *([smaller] if smaller is not None else [])]
+    found = _probe(
         plan,
         {_key(plan, one, device, optimizer): one for one in probes},
-        limit=min(PROBE_SECONDS, PROBE_SHARE * total) / len(probes),
+        seconds=min(PROBE_SECONDS, PROBE_SHARE * total),
         paces=paces,
         step_seconds=step_seconds,
     )
     options = [
         Paced(configuration=one, seconds=seconds, beside=beside(one, seconds))
         for one in candidates
-        if (seconds := pace(one)) is not None
+        if (seconds := found.seconds(one)) is not None
     ]
     chosen, why = choose_width(options, total / folds, folds=folds)
-    _LOG.info("time: %s", why)
     if not widths:
         return plan, chosen
+    _LOG.info("time: %s", why)
+    if smaller is not None and found.seconds_timed(smaller) is not None:
+        _LOG.info("time: %s", _other_steps(plan, chosen.configuration, found, device=device, cost=cost))
     kept = [line for line in configuration.why if not line.startswith("width ")]
     fitted = replace(chosen.configuration, why=(*kept, why))
     return plan.with_configuration(fitted), replace(chosen, configuration=fitted)
 
 
-def _paces(
-    plan: Plan,
-    probes: Mapping[str, Configuration],
-    *,
-    limit: float,
-    paces: Path,
-    step_seconds: StepSeconds,
-) -> Callable[[Configuration], float | None]:
-    """Seconds per step: timed where there is time for it, else known or predicted; None if the memory is too small.
+@dataclass(frozen=True, kw_only=True)
+class _Probe:
+    """Steps that were timed, today or scaled to today; and configurations that the memory is too small for."""
 
-    The first probe is timed every time, because a machine is busier at one time than at another; what is known of the
-    others is scaled by how much it changed.
+    timed: tuple[Timed, ...]
+    too_large: tuple[Configuration, ...]
+
+    def seconds_timed(self, wanted: Configuration) -> float | None:
+        return next((seconds for one, seconds in self.timed if one == wanted), None)
+
+    def seconds(self, wanted: Configuration) -> float | None:
+        """Seconds per step, predicted if it was not timed; None if it does not fit."""
+        if wanted in self.too_large:
+            return None
+        return self.seconds_timed(wanted) or step_time(self.timed)(wanted)
+
+
+def _probe(
+    plan: Plan, probes: Mapping[str, Configuration], *, seconds: float, paces: Path, step_seconds: StepSeconds
+) -> _Probe:
+    """Time what there is time for.
+
+    The first is timed every time, because a machine is busier at one time than at another; what is known of the others
+    is scaled by how much it changed.
     """
     known = _load(paces)
-    change = None
-    timed: list[tuple[Configuration, float]] = []
-    too_large = []
-    for key, one in probes.items():
-        if change is None:
-            seconds = step_seconds(plan, one, limit)
-            change = seconds / known.setdefault(key, seconds)
-        elif key in known:
-            seconds = change * known[key]
-        elif STEPS_TIMED * step_time(timed)(one) < 2 * limit:
+    (first_key, first), *others = probes.items()
+    limit = seconds / len(probes)
+    pace = step_seconds(plan, first, limit)
+    change = pace / known.setdefault(first_key, pace)
+    timed, too_large = [(first, pace)], []
+    left = seconds - max(limit, STEPS_TIMED * pace)
+    for waiting, (key, one) in zip(range(len(others), 0, -1), others, strict=True):
+        if key not in known and STEPS_TIMED * step_time(timed)(one) < left:
+            limit = left / waiting
             try:
-                seconds = step_seconds(plan, one, limit)
+                pace = step_seconds(plan, one, limit)
             except ResourceError as error:
                 # Others may hold memory today that the plan counted on.
                 _LOG.info("width %d is left out: %s", one.topology.features[0], error.message)
                 too_large.append(one)
                 continue
-            known[key] = seconds / change
-        else:
-            continue
-        timed.append((one, seconds))
+            known[key] = pace / change
+            left -= max(limit, STEPS_TIMED * pace)
+        if key in known:
+            timed.append((one, change * known[key]))
     write_text(paces, json.dumps(known, indent=1) + "\n")
-    predicted = step_time(timed)
+    return _Probe(timed=tuple(timed), too_large=tuple(too_large))
 
-    def pace(one: Configuration) -> float | None:
-        if one in too_large:
-            return None
-        return next((seconds for known, seconds in timed if known == one), predicted(one))
 
-    return pace
+def _other_steps(plan: Plan, chosen: Configuration, found: _Probe, *, device: str, cost: CostFunction) -> str:
+    """What steps of other sizes would take, for who would rather choose them."""
+    larger = replace(chosen, batch_size=2 * chosen.batch_size)
+    smaller = with_half_patch(plan, chosen, cost=cost)
+    others = [replace(larger, cost=cost_of(plan, larger, cost)), *([smaller] if smaller is not None else [])]
+    precision = str(choose_precision(choose_device(device)) or "torch.float32").removeprefix("torch.")
+    steps = (
+        f"{found.seconds(one):.3g} s with batch {one.batch_size} of {'x'.join(map(str, one.patch_size))}"
+        for one in others
+    )
+    return f"a step of width {chosen.topology.features[0]} in {precision} would take about {' and '.join(steps)}"
 
 
 def _load(paces: Path) -> dict[str, float]:

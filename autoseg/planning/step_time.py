@@ -3,10 +3,10 @@
 A step goes over parameters (the optimizer), operations (convolutions) and voxels (samples, norms and losses, which a
 narrow network waits for), so its seconds are taken to be::
 
-    a * parameters + b * operations + c * voxels of the batch        a, b, c >= 0
+    a * operations + b * parameters + c * voxels of the batch        a, b, c >= 0
 
-Widths alone do not tell these apart, because operations and parameters grow alike: one smaller patch does.
-docs/benchmarks.md has what the sum predicts of other widths, batches, patches and depths.
+Widths alone tell operations from voxels, but not from parameters, because both grow with the width's square; one
+smaller patch does. docs/benchmarks.md has what the sum predicts of other widths, batches, patches and depths on a CPU.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
-from scipy.optimize import nnls
 
 from autoseg.planning.situation import CostFunction, cost_of
 from autoseg.schema.plan import Configuration, Plan
@@ -26,17 +25,20 @@ Timed = tuple[Configuration, float]
 
 
 def step_time(timed: Sequence[Timed]) -> Callable[[Configuration], float]:
-    """Seconds per step of any configuration of the same architecture, device and optimizer.
+    """Seconds per step of any configuration of the same architecture, device, precision and optimizer.
 
-    Rates are fitted by least squares of relative errors, none below zero (Lawson and Hanson, 1974); after one timed
-    step alone, time is proportional to operations.
+    Rates are fitted by least squares of relative errors, none below zero (Lawson and Hanson, 1974). From one timed step
+    alone, time is proportional to operations.
 
     Args:
-        timed: at least one; rates that it does not determine are zero.
+        timed: at least one; of several, two at least of the same patch and batch.
     """
     if len(timed) == 1:
         ((known, seconds),) = timed
         return lambda one: seconds * _work(one)[0] / _work(known)[0]
+    # Slow to import, and needed for time budgets alone.
+    from scipy.optimize import nnls
+
     relative = np.array([_work(one) for one, _ in timed]) / np.array([[seconds] for _, seconds in timed])
     # Of the order of 1, so that no rate is lost in rounding.
     size = relative.max(axis=0)

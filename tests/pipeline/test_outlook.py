@@ -1,4 +1,4 @@
-"""What a finished training says about twice its time."""
+"""What a finished training says about more time."""
 
 from __future__ import annotations
 

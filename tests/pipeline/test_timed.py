@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -13,12 +14,14 @@ import torch
 
 from autoseg import records
 from autoseg.errors import AutosegError, ResourceError, SettingError
+from autoseg.nets import traits_of
 from autoseg.pipeline.budget import open_budget
 from autoseg.pipeline.pace import in_time
-from autoseg.pipeline.prepare import plan, plan_and_preprocess
+from autoseg.pipeline.prepare import cost_function, plan, plan_and_preprocess
 from autoseg.pipeline.set_up import set_up
 from autoseg.pipeline.timed import fit_to_time
 from autoseg.pipeline.train import train
+from autoseg.planning.clock import with_width
 from autoseg.schema.architecture import Recipe
 from autoseg.schema.folders import ModelFolder, Workspace
 from autoseg.schema.plan import Configuration, Plan
@@ -145,6 +148,50 @@ def test_paces_are_remembered_and_scaled_by_how_busy_the_machine_is(planned: Pat
     assert after.topology == before.topology
     assert "32: 0.8 s a step" in after.why[-1]
     assert not any("width 16 instead of 32" in line for line in after.why)
+
+
+def linear(asked: list[Configuration]) -> Callable[[Plan, Configuration, float], float]:
+    """A machine that takes so long for an operation and so long for a voxel."""
+
+    def measure(plan: Plan, configuration: Configuration, limit: float) -> float:
+        asked.append(configuration)
+        voxels = configuration.batch_size * math.prod(configuration.patch_size)
+        return configuration.cost.flops / 1e11 + voxels / 1e6
+
+    return measure
+
+
+def test_what_there_is_no_time_for_is_predicted(
+    planned: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    made, flat = loaded(planned)
+    caplog.set_level("INFO", logger="autoseg")
+    asked: list[Configuration] = []
+    pace = {
+        width: linear([])(made, with_width(made, flat, width, traits_of("unet"), cost=cost_function("cpu")), 0.0)
+        for width in (8, 16, 32)
+    }
+    common = {"folds": 1, "device": "cpu", "optimizer": "sgd"}
+    # A twentieth of the time is enough for five steps of two widths, not for those of the third.
+    total = 20 * 5 * 1.2 * (pace[16] + pace[8])
+    _, chosen = fit_to_time(made, flat, total=total, step_seconds=linear(asked), paces=tmp_path / "some.json", **common)
+    assert [one.topology.features[0] for one in asked] == [16, 8]
+    assert f"32: {pace[32]:.3g} s a step" in chosen.configuration.why[-1]
+    assert not any("would take" in record.getMessage() for record in caplog.records)
+    # With time for all, batch and patch are foretold too.
+    _, chosen = fit_to_time(made, flat, total=6e4, step_seconds=linear([]), paces=tmp_path / "all.json", **common)
+    twice = chosen.configuration.cost.flops * 2 / 1e11 + 4 * math.prod(flat.patch_size) / 1e6
+    said = [record.getMessage() for record in caplog.records if "would take" in record.getMessage()]
+    assert len(said) == 1 and f"{twice:.3g} s with batch 4 of {flat.patch_size[0]}x{flat.patch_size[1]}" in said[0]
+
+
+def test_a_patch_that_cannot_be_smaller_is_not_timed(planned: Path, tmp_path: Path) -> None:
+    made, flat = loaded(planned)
+    flat = replace(flat, patch_size=tuple(2 * by for by in flat.topology.divisor))
+    asked: list[Configuration] = []
+    wanted = {"folds": 1, "device": "cpu", "optimizer": "sgd", "paces": tmp_path / "paces.json"}
+    fit_to_time(made, flat, total=600.0, step_seconds=linear(asked), **wanted)
+    assert sorted(one.topology.features[0] for one in asked) == [8, 16, 32]
 
 
 def test_with_little_time_only_the_planned_network_is_timed(planned: Path, tmp_path: Path) -> None:
