@@ -22,34 +22,38 @@ from autoseg.schema.plan import Configuration, Plan
 
 # A configuration with a cost, and the seconds of its step.
 Timed = tuple[Configuration, float]
+# Networks whose operations per voxel differ by less are of one width, but for borders.
+_DIFFERENT = 1.1
 
 
 def step_time(timed: Sequence[Timed]) -> Callable[[Configuration], float]:
     """Seconds per step of any configuration of the same architecture, device, precision and optimizer.
 
-    Rates are fitted by least squares of relative errors, none below zero (Lawson and Hanson, 1974). From one timed step
-    alone, time is proportional to operations.
+    Rates are fitted by least squares of relative errors, none below zero (Lawson and Hanson, 1974). What the timed
+    steps do not tell apart counts as operations: from one alone, time is proportional to them.
 
     Args:
-        timed: at least one; of several, two at least of the same patch and batch.
+        timed: at least one.
     """
-    if len(timed) == 1:
-        ((known, seconds),) = timed
-        return lambda one: seconds * _work(one)[0] / _work(known)[0]
     # Slow to import, and needed for time budgets alone.
     from scipy.optimize import nnls
 
-    relative = np.array([_work(one) for one, _ in timed]) / np.array([[seconds] for _, seconds in timed])
+    work = np.array([_work(one) for one, _ in timed])
+    per_voxel = work[:, 0] / work[:, 1]
+    rated = [0, 1] if per_voxel.max() > _DIFFERENT * per_voxel.min() else [0]
+    if len(timed) > len(rated):
+        rated.append(2)
+    relative = work[:, rated] / np.array([[seconds] for _, seconds in timed])
     # Of the order of 1, so that no rate is lost in rounding.
     size = relative.max(axis=0)
     rates = nnls(relative / size, np.ones(len(timed)))[0] / size
-    return lambda one: float(_work(one) @ rates)
+    return lambda one: float(_work(one)[rated] @ rates)
 
 
 def _work(configuration: Configuration) -> np.ndarray:
-    """Operations, parameters and voxels of a step."""
+    """Operations, voxels and parameters of a step."""
     voxels = configuration.batch_size * math.prod(configuration.patch_size)
-    return np.array([configuration.cost.flops, configuration.cost.parameters, voxels], float)
+    return np.array([configuration.cost.flops, voxels, configuration.cost.parameters], float)
 
 
 def with_half_patch(plan: Plan, configuration: Configuration, *, cost: CostFunction) -> Configuration | None:

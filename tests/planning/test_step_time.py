@@ -45,6 +45,21 @@ def test_one_timed_step_is_scaled_by_operations() -> None:
     assert step_time([(TIMED[1], 2.0)])(network(114 * 10**9, 1)) == pytest.approx(4.0)
 
 
+def test_two_widths_leave_parameters_out() -> None:
+    # Wide stages are capped, so parameters grow less than operations.
+    timed = [(network(45 * 10**9, 1_414_000), 0.454), (network(179 * 10**9, 5_649_000), 0.861)]
+    wide = step_time(timed)(network(707 * 10**9, 14_980_000))
+    rate = (0.861 - 0.454) / (179 - 45)
+    assert wide == pytest.approx(0.861 + rate * (707 - 179), rel=1e-3)
+
+
+@pytest.mark.parametrize("seconds", [0.2012, 0.25, 0.3, 0.5])
+def test_two_patches_of_one_width_say_that_others_follow_operations(seconds: float) -> None:
+    large, small = network(57 * 10**9, 1_400_000), network(57 * 10**9 // 8, 1_400_000, edge=32)
+    predicted = step_time([(large, 1.0), (small, seconds)])
+    assert predicted(network(228 * 10**9, 5_600_000)) == pytest.approx(4 * predicted(large), rel=1e-6)
+
+
 def test_no_rate_is_below_zero() -> None:
     # A larger patch that was timed faster, as on a machine that was busy for a moment.
     timed = [(network(57 * 10**9, 1_400_000), 1.0), (network(190 * 10**9, 1_400_000, edge=96), 0.9)]
